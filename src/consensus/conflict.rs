@@ -1,0 +1,121 @@
+//! Rule 4: evidence of a conflict, and votes to abort. The chain does the rest.
+
+use std::sync::Arc;
+
+use super::committee::MemberIndex;
+use super::finality::WithoutLocks;
+use super::machine::{Machine, Step, Suspension, Timer};
+use super::validate::check_ledger;
+use super::verified::Verified;
+use super::view::{InFlight, View};
+use super::vote::{MemberBatch, Vote, VoteKind};
+use crate::limits::{CONFLICT_WAIT_MS, MAX_EVIDENCE_PER_MEMBER};
+use crate::types::{Transaction, Txid};
+
+impl Machine {
+    /// A member has locked `transaction`, which meets a lock of another one here. If it is
+    /// valid but for that, it is evidence: the latest of each member on each outpoint.
+    pub(super) fn keep_evidence<V: View>(
+        &mut self,
+        step: &mut Step<'_, V>,
+        transaction: &Arc<Transaction>,
+        member: MemberIndex,
+    ) {
+        if check_ledger(transaction, &self.rules, &WithoutLocks(step.view())).is_err() {
+            return;
+        }
+        let rivals = self.pending.rivals(transaction);
+        let txid = transaction.txid();
+        self.pending.attach(transaction, step.now.ms);
+        for outpoint in transaction.spends() {
+            let replaced = self.evidence.insert((member, outpoint), txid);
+            self.forget_evidence(replaced.filter(|old| *old != txid));
+        }
+        self.bound_evidence(member);
+        self.contradict(txid, step.now.ms);
+        for rival in rivals {
+            self.contradict(rival, step.now.ms);
+        }
+    }
+
+    fn bound_evidence(&mut self, member: MemberIndex) {
+        let zero = crate::types::OutPoint { txid: Txid::from_bytes([0; 32]), vout: 0 };
+        let mine = || (member, zero)..=(member, crate::types::OutPoint { txid: Txid::from_bytes([0xff; 32]), vout: u32::MAX });
+        while self.evidence.range(mine()).count() > MAX_EVIDENCE_PER_MEMBER {
+            let Some(key) = self.evidence.range(mine()).next().map(|(key, _)| *key) else { return };
+            let dropped = self.evidence.remove(&key);
+            self.forget_evidence(dropped);
+        }
+    }
+
+    /// Drops the body of former evidence that nobody else needs.
+    fn forget_evidence(&mut self, txid: Option<Txid>) {
+        let Some(txid) = txid else { return };
+        let named = self.evidence.values().any(|other| *other == txid);
+        if !named && self.pending.get(&txid).is_some_and(|p| !p.matters()) {
+            self.pending.remove(&txid);
+        }
+    }
+
+    /// A conflict of `txid` is known: after a while this member votes on it.
+    pub(super) fn contradict(&mut self, txid: Txid, now_ms: u64) {
+        let Some(pending) = self.pending.get_mut(&txid) else { return };
+        if !std::mem::replace(&mut pending.contradicted, true) {
+            self.timers.insert((now_ms + CONFLICT_WAIT_MS, Timer::Conflict, txid));
+        }
+    }
+
+    /// The wait is over. For a transaction without C that is contradicted still and not
+    /// settled, vote `Abort`: both transactions and the vote are in one commit. From then
+    /// on this member never commits to it.
+    pub(super) fn consider_abort<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        let Some(pending) = self.pending.get(&txid) else { return };
+        let Some(transaction) = pending.transaction.clone() else { return };
+        let said = *pending.own.of(VoteKind::Abort) || *pending.own.of(VoteKind::Commit);
+        let certified = pending.certificate(VoteKind::Approve).is_some() || pending.certificate(VoteKind::Commit).is_some();
+        let rivals = self.pending.rivals(&transaction);
+        if said || certified || rivals.is_empty() || !self.may_vote() || step.view().is_dead(&txid) {
+            if let Some(pending) = self.pending.get_mut(&txid) {
+                pending.contradicted = said;
+            }
+            return;
+        }
+        for each in rivals.into_iter().chain([txid]) {
+            let Some(pending) = self.pending.get_mut(&each) else { continue };
+            let Some(transaction) = pending.transaction.clone() else { continue };
+            if !std::mem::replace(&mut pending.recorded, true) {
+                step.changes.in_flight.insert(each, Some(InFlight { transaction, locked_at: pending.locked_at }));
+            }
+        }
+        if let Some(pending) = self.pending.get_mut(&txid) {
+            *pending.own.of_mut(VoteKind::Abort) = true;
+        }
+        step.changes.votes.push(Vote { kind: VoteKind::Abort, txid });
+    }
+
+    /// A(T) is kept for the block that will carry it.
+    pub(super) fn keep_abort_certificate<V: View>(&mut self, step: &mut Step<'_, V>, txid: &Txid) {
+        let Some(pending) = self.pending.get(txid).filter(|p| p.recorded) else { return };
+        if let Some(certificate) = pending.certificate(VoteKind::Abort) {
+            step.changes.certificates.insert((*txid, VoteKind::Abort), Arc::clone(certificate));
+        }
+    }
+
+    /// A batch under this member's own signature came from outside. Each of its votes has
+    /// to be one that the database holds, or be on something settled or dead. Otherwise
+    /// votes were lost or a twin is running, and this member must not vote any more.
+    pub(super) fn meet_own_votes<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
+        for Vote { kind, txid } in batch.get().votes() {
+            let held = self.pending.get(txid).is_some_and(|p| *p.own.of(*kind));
+            if !held && step.view().settled(txid).is_none() && !step.view().is_dead(txid) {
+                self.suspend(Suspension::UnknownOwnVote);
+                return;
+            }
+        }
+    }
+
+    /// Whether the two share an input.
+    pub fn conflict(a: &Transaction, b: &Transaction) -> bool {
+        a.txid() != b.txid() && a.spends().any(|outpoint| b.spends().any(|other| other == outpoint))
+    }
+}

@@ -1,0 +1,185 @@
+//! Rules 2 and 3: committing, and what is final.
+
+use std::sync::Arc;
+
+use super::machine::{Action, Fault, Machine, Progress, Step};
+use super::validate::check_ledger;
+use super::view::{Finalized, InFlight, Overlay, Settled, Utxo, View};
+use super::vote::{Vote, VoteKind};
+use crate::types::{OutPoint, Transaction, Txid, UTXOState};
+
+/// How the inputs of a certified transaction stand.
+enum Inputs {
+    /// All are here and none is spent by another transaction.
+    Here,
+    /// The output of this transaction is not here yet.
+    Missing(Txid),
+    /// Another transaction has spent one.
+    Spent { outpoint: OutPoint, by: Txid },
+}
+
+impl Machine {
+    /// Rule 2: holding C(T), commit to T, unless that could contradict what this member
+    /// said or will have to say. Its own locks do not matter here.
+    pub(super) fn consider_commit<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        let Some(pending) = self.pending.get(&txid) else { return };
+        let Some(certificate) = pending.certificate(VoteKind::Approve).cloned() else { return };
+        let Some(transaction) = pending.transaction.clone() else {
+            return step.act(Action::Request { to: None, txid });
+        };
+        let barred = *pending.own.of(VoteKind::Commit) || *pending.own.of(VoteKind::Abort);
+        if barred || !self.may_vote() || step.view().is_dead(&txid) {
+            return;
+        }
+        match inputs(step, &transaction) {
+            Inputs::Here => {}
+            Inputs::Missing(parent) => return self.await_parent(step, txid, parent),
+            Inputs::Spent { .. } => return,
+        }
+        let committed_to_rival = self
+            .pending
+            .rivals(&transaction)
+            .iter()
+            .filter_map(|rival| self.pending.get(rival))
+            .any(|rival| *rival.own.of(VoteKind::Commit));
+        if committed_to_rival {
+            return;
+        }
+        let Some(pending) = self.pending.get_mut(&txid) else { return };
+        *pending.own.of_mut(VoteKind::Commit) = true;
+        if !std::mem::replace(&mut pending.recorded, true) {
+            step.changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: pending.locked_at }));
+        }
+        step.changes.certificates.insert((txid, VoteKind::Approve), certificate);
+        step.changes.votes.push(Vote { kind: VoteKind::Commit, txid });
+    }
+
+    /// Rule 3: holding F(T) and everything that T needs, T is final. Whether it is now.
+    pub(super) fn consider_finality<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) -> bool {
+        let Some(pending) = self.pending.get(&txid) else { return false };
+        let Some(certificate) = pending.certificate(VoteKind::Commit).cloned() else { return false };
+        let Some(transaction) = pending.transaction.clone() else {
+            step.act(Action::Request { to: None, txid });
+            return false;
+        };
+        match inputs(step, &transaction) {
+            Inputs::Here => {}
+            Inputs::Missing(parent) => {
+                self.await_parent(step, txid, parent);
+                return false;
+            }
+            Inputs::Spent { outpoint, by } => {
+                step.fail(Fault::ConflictingFinality { txid, outpoint, by });
+                return false;
+            }
+        }
+        // An honest member is in the quorum, so the rules hold. If they do not, more than
+        // a third lies, and applying it would create money.
+        let fee = match check_ledger(&transaction, &self.rules, &WithoutLocks(step.view())) {
+            Ok(fee) => fee,
+            Err(rejection) => {
+                step.fail(Fault::InvalidFinality { txid, rejection });
+                return false;
+            }
+        };
+        let votes = u32::try_from(certificate.votes.len()).unwrap_or(u32::MAX);
+        let settled = Settled { finalized_at: step.now.unix, votes, fee };
+        self.finalize(step, &transaction, Finalized { transaction: Arc::clone(&transaction), settled, certificate });
+        true
+    }
+
+    fn finalize<V: View>(&mut self, step: &mut Step<'_, V>, transaction: &Arc<Transaction>, finalized: Finalized) {
+        let txid = transaction.txid();
+        let Settled { finalized_at, votes, .. } = finalized.settled;
+        for outpoint in transaction.spends() {
+            let Some(old) = step.view().utxo(&outpoint) else { continue };
+            let state = UTXOState::SpentFinalized { txid, finalized_at, votes };
+            step.transition(outpoint, Some(old), Utxo { state, ..old });
+        }
+        for (outpoint, output) in transaction.creates() {
+            let old = step.view().utxo(&outpoint);
+            step.transition(outpoint, old, Utxo { output, state: UTXOState::Unspent });
+        }
+        self.forget_idle_rivals(transaction);
+        if self.pending.remove(&txid).is_some_and(|p| p.recorded) {
+            step.changes.in_flight.insert(txid, None);
+        }
+        step.act(Action::Progress {
+            txid,
+            progress: Progress::Finalized {
+                settled: finalized.settled,
+                certificate: Some(Arc::clone(&finalized.certificate)),
+            },
+        });
+        step.changes.finalized.insert(txid, finalized);
+        for child in self.awaiting.remove(&txid).unwrap_or_default() {
+            self.ready(child);
+        }
+        // If it waited for a parent itself, those who sent it are told with the others.
+        self.room.leave(&txid);
+        for waiting in self.room.leave_with(&txid) {
+            for source in waiting.sources {
+                self.accept(step, Arc::clone(&waiting.transaction), source);
+            }
+        }
+    }
+
+    /// Evidence against a final transaction has no use if nobody voted on it. What this
+    /// member locked or voted on stays until the chain says that it is dead.
+    fn forget_idle_rivals(&mut self, transaction: &Transaction) {
+        for rival in self.pending.rivals(transaction) {
+            if self.pending.get(&rival).is_some_and(|p| !p.matters()) {
+                self.pending.remove(&rival);
+            }
+        }
+        if self.evidence.is_empty() {
+            return;
+        }
+        for outpoint in transaction.spends() {
+            for member in self.committee.indices() {
+                self.evidence.remove(&(member, outpoint));
+            }
+        }
+    }
+
+    fn await_parent<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, parent: Txid) {
+        if self.awaiting.entry(parent).or_default().insert(txid) && self.pending.get(&parent).is_none() {
+            step.act(Action::Request { to: None, txid: parent });
+        }
+    }
+}
+
+fn inputs<V: View>(step: &Step<'_, V>, transaction: &Transaction) -> Inputs {
+    for outpoint in transaction.spends() {
+        match step.view().utxo(&outpoint).map(|utxo| utxo.state) {
+            None => return Inputs::Missing(outpoint.txid),
+            Some(UTXOState::Unspent | UTXOState::Locked { .. }) => {}
+            Some(UTXOState::SpentFinalized { txid: by, .. } | UTXOState::Confirmed { txid: by, .. }) => {
+                if by != transaction.txid() {
+                    return Inputs::Spent { outpoint, by };
+                }
+            }
+        }
+    }
+    Inputs::Here
+}
+
+/// A view on which nothing is locked: what a transaction would be without its rivals.
+pub(super) struct WithoutLocks<'a, V>(pub(super) Overlay<'a, V>);
+
+impl<V: View> View for WithoutLocks<'_, V> {
+    fn utxo(&self, outpoint: &OutPoint) -> Option<Utxo> {
+        let utxo = self.0.utxo(outpoint)?;
+        let state = if utxo.state.is_live() { UTXOState::Unspent } else { utxo.state };
+        Some(Utxo { state, ..utxo })
+    }
+
+    fn settled(&self, txid: &Txid) -> Option<Settled> {
+        self.0.settled(txid)
+    }
+
+    fn is_dead(&self, txid: &Txid) -> bool {
+        self.0.is_dead(txid)
+    }
+}
+

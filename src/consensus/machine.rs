@@ -1,0 +1,594 @@
+//! The state machine of instant finality (protocol §6; the argument why it is safe
+//! stands in [`super`]).
+//!
+//! The machine is a function of (now, view, event). It reads the durable ledger through
+//! a [`View`], keeps what is not settled in memory, and answers with [`Changes`] that
+//! have to be durable before any of its [`Action`]s leaves. If they cannot be made so,
+//! the machine has to be thrown away with them and recovered from the database.
+//!
+//! It must not: read a clock, do I/O, sign, or tell anybody anything.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::certificate::{Certificate, CheckedCertificate};
+use super::committee::{Committee, MemberIndex};
+use super::pending::PendingTable;
+use super::validate::{Rejection, Rules, SignedTransaction, check_ledger};
+use super::verified::Verified;
+use super::view::{Changes, InFlight, Overlay, Settled, Utxo, View};
+use super::vote::{CountedVote, MemberBatch, Vote, VoteKind};
+use super::waiting::ParentRoom;
+use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, RESEND_AFTER_MS, UNKNOWN_BODY_WAIT_MS};
+use crate::types::{OutPoint, Transaction, Txid, UTXOState, UnixSeconds};
+
+/// The time of a step, given from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never goes back; waits are measured with it.
+    pub ms: u64,
+    /// Seconds since the Unix epoch; states carry it, nothing is decided by it.
+    pub unix: UnixSeconds,
+}
+
+/// A wallet's request, by a number that its owner chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Who sent a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A wallet, which wants an answer.
+    Wallet(Ticket),
+    /// A member that has locked it.
+    Member(MemberIndex),
+    /// Somebody who was asked for the body.
+    Answer,
+}
+
+/// What can happen to the machine.
+#[derive(Debug)]
+pub enum Event {
+    /// A transaction came.
+    Transaction {
+        /// The body; its signatures are valid.
+        transaction: Verified<SignedTransaction>,
+        /// From whom.
+        source: Source,
+    },
+    /// Votes of another member came.
+    Votes(Arc<Verified<MemberBatch>>),
+    /// A certificate came.
+    Certificate(Verified<CheckedCertificate>),
+    /// A connection to a member is up, for the first time or again.
+    Connected(MemberIndex),
+    /// Time passed.
+    Tick,
+}
+
+/// Where a transaction stands, as wallets are told.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// Stored durably, its inputs locked; so many members approved and committed.
+    Pending {
+        /// Members that approved.
+        approvals: u32,
+        /// Members that committed.
+        commits: u32,
+    },
+    /// Final, for ever. The proof is in the database, or here if it was made just now.
+    Finalized {
+        /// The summary.
+        settled: Settled,
+        /// F(T), where it was made in this step.
+        certificate: Option<Arc<Certificate>>,
+    },
+    /// Refused; nothing was changed.
+    Rejected(Rejection),
+}
+
+/// What has to happen once the step's changes are durable.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Tell all members: "I have locked this."
+    Broadcast(Arc<Transaction>),
+    /// Tell one member the same, again.
+    Send {
+        /// Which.
+        to: MemberIndex,
+        /// The body.
+        transaction: Arc<Transaction>,
+    },
+    /// Sign these votes, which are durable since long, and send them again.
+    ResendVotes {
+        /// To one, or to all.
+        to: Option<MemberIndex>,
+        /// The votes.
+        votes: Vec<Vote>,
+    },
+    /// Give a member back a batch of its own.
+    ReturnBatch {
+        /// The member that signed it.
+        to: MemberIndex,
+        /// The batch.
+        batch: Arc<Verified<MemberBatch>>,
+    },
+    /// Send a body with the certificate that is held for it.
+    SendCertified {
+        /// To one, or to all.
+        to: Option<MemberIndex>,
+        /// The body.
+        transaction: Arc<Transaction>,
+        /// C(T) or F(T).
+        certificate: Arc<Certificate>,
+    },
+    /// Send the body and F(T) of a final transaction from the database.
+    SendSettled {
+        /// To whom.
+        to: MemberIndex,
+        /// Which.
+        txid: Txid,
+    },
+    /// Ask for a body and what is known of it.
+    Request {
+        /// One member, or all.
+        to: Option<MemberIndex>,
+        /// Which.
+        txid: Txid,
+    },
+    /// Tell a member why its transaction was refused: advice, without effect.
+    Advise {
+        /// The member.
+        to: MemberIndex,
+        /// Which transaction.
+        txid: Txid,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// Answer a wallet.
+    Reply {
+        /// Its request.
+        ticket: Ticket,
+        /// Which transaction.
+        txid: Txid,
+        /// Where it stands.
+        progress: Progress,
+    },
+    /// Tell whoever watches it where a transaction stands now.
+    Progress {
+        /// Which transaction.
+        txid: Txid,
+        /// Where it stands.
+        progress: Progress,
+    },
+}
+
+/// Whether this node votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voting {
+    /// It does.
+    Active,
+    /// It is no member.
+    Observer,
+    /// It is a member and must not, for this reason.
+    Suspended(Suspension),
+}
+
+/// Why a member must not vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Suspension {
+    /// It met its own valid signature under a vote that its database does not hold.
+    #[error("its own signature stands under a vote that its database does not hold: votes were lost, or a twin is running")]
+    UnknownOwnVote,
+    /// The database does not fit its guard.
+    #[error("the database does not fit its guard: votes may have been lost")]
+    GuardMismatch,
+}
+
+/// Something that cannot be unless more than a third of the weight lies, or this program
+/// is wrong. The node stops at once.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Two final transactions spend one output.
+    #[error("{txid} is final and spends {outpoint}, which the final {by} has spent")]
+    ConflictingFinality {
+        /// The second.
+        txid: Txid,
+        /// What both spend.
+        outpoint: OutPoint,
+        /// The first.
+        by: Txid,
+    },
+    /// A final transaction that no honest quorum could have approved.
+    #[error("{txid} is final and breaks a rule: {rejection}")]
+    InvalidFinality {
+        /// Which.
+        txid: Txid,
+        /// The rule.
+        rejection: Rejection,
+    },
+    /// A step that no output can take.
+    #[error("{outpoint} cannot go from {old:?} to {new:?}")]
+    IllegalTransition {
+        /// Which output.
+        outpoint: OutPoint,
+        /// Where it stood.
+        old: Option<UTXOState>,
+        /// Where it was to go.
+        new: UTXOState,
+    },
+}
+
+/// A transaction in flight, as recovered from the database.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The row of the `locks` tree.
+    pub in_flight: InFlight,
+    /// This member's votes on it.
+    pub votes: Vec<VoteKind>,
+    /// The certificates stored for it.
+    pub certificates: Vec<Certificate>,
+}
+
+/// The machine. One thread owns it.
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) committee: Arc<Committee>,
+    pub(super) rules: Rules,
+    pub(super) own: Option<MemberIndex>,
+    pub(super) suspension: Option<Suspension>,
+    pub(super) pending: PendingTable,
+    /// The latest contradicting transaction of each member on each outpoint.
+    pub(super) evidence: BTreeMap<(MemberIndex, OutPoint), Txid>,
+    pub(super) room: ParentRoom,
+    /// Pending transactions whose certificate cannot be acted on before this parent is here.
+    pub(super) awaiting: BTreeMap<Txid, BTreeSet<Txid>>,
+    pub(super) timers: BTreeSet<(u64, Timer, Txid)>,
+    ready: VecDeque<Txid>,
+}
+
+/// What a timer is for. It only says when to look; whether to act is decided then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    ParentWait,
+    Conflict,
+    Body,
+    Resend,
+}
+
+/// One batch of events: what the machine reads, and what it wants written and done.
+pub struct Step<'a, V> {
+    pub(super) now: Now,
+    pub(super) base: &'a V,
+    /// What has to be written, atomically.
+    pub changes: Changes,
+    /// What may leave once it is durable.
+    pub actions: Vec<Action>,
+    /// Set if the node has to stop instead.
+    pub fault: Option<Fault>,
+}
+
+impl<'a, V: View> Step<'a, V> {
+    /// An empty step over the durable ledger.
+    pub fn new(now: Now, base: &'a V) -> Self {
+        Self { now, base, changes: Changes::default(), actions: Vec::new(), fault: None }
+    }
+
+    pub(super) fn view(&self) -> Overlay<'_, V> {
+        Overlay { base: self.base, changes: &self.changes }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Moves an output on. An illegal step is a fault and changes nothing.
+    pub(super) fn transition(&mut self, outpoint: OutPoint, old: Option<Utxo>, new: Utxo) {
+        let old = old.map(|utxo| utxo.state);
+        if UTXOState::may_follow(old.as_ref(), &new.state) {
+            self.changes.transition(outpoint, old, new, self.now.unix);
+        } else {
+            self.fail(Fault::IllegalTransition { outpoint, old, new: new.state });
+        }
+    }
+}
+
+impl Machine {
+    /// A machine that knows of nothing in flight. `own` is this node's place in the
+    /// committee, `None` for an observer.
+    pub fn new(committee: Arc<Committee>, rules: Rules, own: Option<MemberIndex>) -> Self {
+        let pending = PendingTable::new(committee.members().len());
+        Self {
+            committee,
+            rules,
+            own,
+            suspension: None,
+            pending,
+            evidence: BTreeMap::new(),
+            room: ParentRoom::default(),
+            awaiting: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what was in flight before a restart. Afterwards the owner signs
+    /// [`Machine::own_votes`] anew and counts them.
+    pub fn recover(&mut self, recovered: Vec<Recovered>, now: Now) {
+        for Recovered { in_flight, votes, certificates } in recovered {
+            let txid = in_flight.transaction.txid();
+            let pending = self.pending.attach(&in_flight.transaction, now.ms);
+            pending.recorded = true;
+            pending.locked_at = in_flight.locked_at;
+            for kind in votes {
+                *pending.own.of_mut(kind) = true;
+            }
+            for certificate in certificates {
+                let kind = certificate.kind;
+                *pending.certificates.of_mut(kind) = Some(Arc::new(certificate));
+            }
+            self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+        }
+        let contradicted: Vec<Txid> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| p.transaction.as_ref().is_some_and(|t| !self.pending.rivals(t).is_empty()))
+            .map(|(txid, _)| *txid)
+            .collect();
+        for txid in contradicted {
+            self.contradict(txid, now.ms);
+        }
+        // What it holds a certificate for may have been one step short of acting on it.
+        self.ready.extend(self.pending.iter().map(|(txid, _)| *txid));
+    }
+
+    /// Whether this node votes.
+    pub fn voting(&self) -> Voting {
+        match (self.own, self.suspension) {
+            (None, _) => Voting::Observer,
+            (Some(_), Some(reason)) => Voting::Suspended(reason),
+            (Some(_), None) => Voting::Active,
+        }
+    }
+
+    /// Stops voting, until a repair.
+    pub fn suspend(&mut self, reason: Suspension) {
+        self.suspension.get_or_insert(reason);
+    }
+
+    /// The number of transactions in flight here.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// This member's votes on everything in flight.
+    pub fn own_votes(&self) -> Vec<Vote> {
+        let of = |(txid, pending): (&Txid, &super::pending::Pending)| {
+            let own = VoteKind::ALL.map(|kind| pending.own.of(kind).then_some(Vote { kind, txid: *txid }));
+            own.into_iter().flatten()
+        };
+        self.pending.iter().flat_map(of).collect()
+    }
+
+    /// Up to `limit` transactions in flight after `after`, in order of txid.
+    pub fn in_flight_after(&self, after: Option<Txid>, limit: usize) -> Vec<Txid> {
+        let recorded = |(txid, pending): (&Txid, &super::pending::Pending)| pending.recorded.then_some(*txid);
+        let after = after.unwrap_or(Txid::from_bytes([0; 32]));
+        self.pending.after(after).filter_map(recorded).take(limit).collect()
+    }
+
+    /// Where a transaction in flight stands.
+    pub fn progress(&self, txid: &Txid) -> Option<Progress> {
+        let pending = self.pending.get(txid).filter(|p| p.recorded)?;
+        Some(Progress::Pending {
+            approvals: pending.tallies.of(VoteKind::Approve).count(),
+            commits: pending.tallies.of(VoteKind::Commit).count(),
+        })
+    }
+
+    /// Handles one event.
+    pub fn handle<V: View>(&mut self, step: &mut Step<'_, V>, event: Event) {
+        match event {
+            Event::Transaction { transaction, source } => {
+                let transaction = Arc::new(transaction.into_inner().transaction().clone());
+                self.receive(step, transaction, source);
+            }
+            Event::Votes(batch) if Some(batch.get().member()) == self.own => self.meet_own_votes(step, &batch),
+            Event::Votes(batch) => self.count(step, &batch),
+            Event::Certificate(certificate) => self.certificate(step, certificate.get().certificate()),
+            Event::Connected(member) => self.greet(step, member),
+            Event::Tick => self.tick(step),
+        }
+        self.look_again(step);
+    }
+
+    /// Counts a batch that this node signed for votes that are durable.
+    pub fn count_own<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
+        self.count(step, batch);
+        self.look_again(step);
+    }
+
+    /// A transaction came, from a wallet or a member.
+    fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
+        let txid = transaction.txid();
+        if let Some(settled) = step.view().settled(&txid) {
+            match source {
+                Source::Wallet(ticket) => {
+                    let progress = Progress::Finalized { settled, certificate: None };
+                    step.act(Action::Reply { ticket, txid, progress });
+                }
+                // It still sends the transaction, so it lacks the proof.
+                Source::Member(to) => step.act(Action::SendSettled { to, txid }),
+                Source::Answer => {}
+            }
+            return;
+        }
+        let held = self.pending.get(&txid).is_some_and(|p| p.recorded && (p.locked_at.is_some() || !self.may_vote()));
+        if held {
+            if let (Source::Wallet(ticket), Some(progress)) = (source, self.progress(&txid)) {
+                step.act(Action::Reply { ticket, txid, progress });
+            }
+            return;
+        }
+        if self.room.join(&txid, source) {
+            return;
+        }
+        self.accept(step, transaction, source);
+    }
+
+    /// Locks and approves a transaction, or says why not.
+    pub(super) fn accept<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
+        let txid = transaction.txid();
+        if matches!(source, Source::Wallet(_)) && self.pending.len() >= MAX_IN_FLIGHT {
+            return refuse(step, source, txid, Rejection::Busy);
+        }
+        let verdict = check_ledger(&transaction, &self.rules, &step.view());
+        // Votes or a certificate came before the body: it is needed whatever the verdict.
+        if self.pending.get(&txid).is_some_and(|p| p.transaction.is_none()) {
+            self.pending.attach(&transaction, step.now.ms);
+            self.ready.push_back(txid);
+        }
+        match verdict {
+            Ok(_) => self.lock(step, &transaction, source),
+            Err(Rejection::UnknownInput(missing)) => self.wait_for_parent(step, transaction, source, missing),
+            Err(rejection) => {
+                if let (Rejection::InputLocked { .. }, Source::Member(member)) = (&rejection, source) {
+                    self.keep_evidence(step, &transaction, member);
+                }
+                if let (Rejection::InputSpent { by, .. }, Source::Member(to)) = (&rejection, source) {
+                    step.act(Action::SendSettled { to, txid: *by });
+                }
+                refuse(step, source, txid, rejection);
+            }
+        }
+    }
+
+    fn wait_for_parent<V: View>(
+        &mut self,
+        step: &mut Step<'_, V>,
+        transaction: Arc<Transaction>,
+        source: Source,
+        missing: OutPoint,
+    ) {
+        let txid = transaction.txid();
+        // A settled parent has all the outputs that it will ever have.
+        let hopeless = step.view().settled(&missing.txid).is_some();
+        let deadline = step.now.ms + PARENT_WAIT_MS;
+        if hopeless || !self.room.enter(transaction, source, missing.txid) {
+            return refuse(step, source, txid, Rejection::UnknownInput(missing));
+        }
+        self.timers.insert((deadline, Timer::ParentWait, txid));
+        if let (Source::Member(member), None) = (source, self.pending.get(&missing.txid)) {
+            step.act(Action::Request { to: Some(member), txid: missing.txid });
+        }
+    }
+
+    /// Rule 1. The transaction is valid and its inputs are free, or its own already.
+    fn lock<V: View>(&mut self, step: &mut Step<'_, V>, transaction: &Arc<Transaction>, source: Source) {
+        let txid = transaction.txid();
+        let votes = self.may_vote();
+        let now = step.now;
+        let pending = self.pending.attach(transaction, now.ms);
+        pending.recorded = true;
+        if votes {
+            pending.locked_at = Some(now.unix);
+            for outpoint in transaction.spends() {
+                let Some(old) = step.view().utxo(&outpoint) else { continue };
+                if old.state == UTXOState::Unspent {
+                    let state = UTXOState::Locked { txid, locked_at: now.unix };
+                    step.transition(outpoint, Some(old), Utxo { state, ..old });
+                }
+            }
+            if !std::mem::replace(pending.own.of_mut(VoteKind::Approve), true) {
+                step.changes.votes.push(Vote { kind: VoteKind::Approve, txid });
+            }
+        }
+        let row = InFlight { transaction: Arc::clone(transaction), locked_at: pending.locked_at };
+        step.changes.in_flight.insert(txid, Some(row));
+        self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+        step.act(Action::Broadcast(Arc::clone(transaction)));
+        if let Some(progress) = self.progress(&txid) {
+            if let Source::Wallet(ticket) = source {
+                step.act(Action::Reply { ticket, txid, progress: progress.clone() });
+            }
+            step.act(Action::Progress { txid, progress });
+        }
+        self.ready.push_back(txid);
+    }
+
+    /// Counts every vote of a batch on what is neither settled nor dead.
+    fn count<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
+        let member = batch.get().member();
+        for (index, vote) in batch.get().votes().iter().enumerate() {
+            let Vote { kind, txid } = *vote;
+            if self.pending.get(&txid).is_none() {
+                if step.view().settled(&txid).is_some() || step.view().is_dead(&txid) {
+                    continue;
+                }
+                self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
+            }
+            let pending = self.pending.entry(txid, step.now.ms);
+            let unknown = pending.transaction.is_none() && !pending.voted_by(member);
+            pending.tallies.of_mut(kind).add(&self.committee, CountedVote { batch: Arc::clone(batch), index });
+            if pending.certify(&self.committee, kind, txid) {
+                self.ready.push_back(txid);
+            }
+            if unknown {
+                self.pending.admit_unknown(&self.committee, member, txid);
+            }
+        }
+    }
+
+    /// A certificate came from somebody.
+    fn certificate<V: View>(&mut self, step: &mut Step<'_, V>, certificate: &Certificate) {
+        let (txid, kind) = (certificate.txid, certificate.kind);
+        if step.view().settled(&txid).is_some() || step.view().is_dead(&txid) {
+            return;
+        }
+        if self.pending.get(&txid).is_none() {
+            if self.pending.len() >= MAX_IN_FLIGHT {
+                return;
+            }
+            self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
+        }
+        let place = self.pending.entry(txid, step.now.ms).certificates.of_mut(kind);
+        if place.is_none() {
+            *place = Some(Arc::new(certificate.clone()));
+            self.ready.push_back(txid);
+        }
+    }
+
+    /// Looks again at everything that this step may have made possible.
+    fn look_again<V: View>(&mut self, step: &mut Step<'_, V>) {
+        while let Some(txid) = self.ready.pop_front() {
+            if step.fault.is_some() {
+                return;
+            }
+            self.keep_abort_certificate(step, &txid);
+            if !self.consider_finality(step, txid) {
+                self.consider_commit(step, txid);
+            }
+        }
+    }
+
+    pub(super) fn ready(&mut self, txid: Txid) {
+        self.ready.push_back(txid);
+    }
+
+    pub(super) fn may_vote(&self) -> bool {
+        self.voting() == Voting::Active
+    }
+}
+
+/// Tells whoever sent a transaction why it was refused.
+pub(super) fn refuse<V: View>(step: &mut Step<'_, V>, source: Source, txid: Txid, rejection: Rejection) {
+    match source {
+        Source::Wallet(ticket) => step.act(Action::Reply { ticket, txid, progress: Progress::Rejected(rejection) }),
+        Source::Member(to) => step.act(Action::Advise { to, txid, rejection }),
+        Source::Answer => {}
+    }
+}

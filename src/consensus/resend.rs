@@ -1,0 +1,105 @@
+//! Timers, and saying again what may have been lost.
+
+use super::committee::MemberIndex;
+use super::machine::{Action, Machine, Step, Timer, refuse};
+use super::validate::Rejection;
+use super::view::View;
+use super::vote::{Vote, VoteKind};
+use crate::limits::{MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_EVERY_MS};
+use crate::types::Txid;
+
+impl Machine {
+    /// Looks at every timer that has run out, as many as one tick bears.
+    pub(super) fn tick<V: View>(&mut self, step: &mut Step<'_, V>) {
+        let mut votes = Vec::new();
+        for _ in 0..MAX_RESENDS_PER_TICK {
+            let Some(due) = self.timers.first().copied().filter(|(at, ..)| *at <= step.now.ms) else { break };
+            self.timers.remove(&due);
+            let (_, timer, txid) = due;
+            match timer {
+                Timer::ParentWait => self.give_up_waiting(step, &txid),
+                Timer::Conflict => self.consider_abort(step, txid),
+                Timer::Body => self.ask_for_body(step, txid),
+                Timer::Resend => self.resend(step, txid, &mut votes),
+            }
+        }
+        if !votes.is_empty() {
+            step.act(Action::ResendVotes { to: None, votes });
+        }
+    }
+
+    fn give_up_waiting<V: View>(&mut self, step: &mut Step<'_, V>, txid: &Txid) {
+        let Some(waiting) = self.room.leave(txid) else { return };
+        let missing = waiting.transaction.spends().find(|outpoint| step.view().utxo(outpoint).is_none());
+        let Some(missing) = missing else { return };
+        for source in waiting.sources {
+            refuse(step, source, *txid, Rejection::UnknownInput(missing));
+        }
+    }
+
+    /// Votes or a certificate are here and the body is not: ask those who must have it.
+    fn ask_for_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        let Some(pending) = self.pending.get(&txid).filter(|p| p.transaction.is_none()) else { return };
+        let voters: Vec<_> = self.committee.indices().filter(|member| pending.voted_by(*member)).collect();
+        if voters.is_empty() {
+            step.act(Action::Request { to: None, txid });
+        }
+        for member in voters {
+            step.act(Action::Request { to: Some(member), txid });
+        }
+        self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Body, txid));
+    }
+
+    /// Something has been in flight for a while: say all that this member has to say of it.
+    fn resend<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, votes: &mut Vec<Vote>) {
+        let Some(pending) = self.pending.get(&txid) else { return };
+        let Some(transaction) = pending.transaction.clone() else { return };
+        votes.extend(VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid }));
+        let certificate = pending.certificate(VoteKind::Commit).or_else(|| pending.certificate(VoteKind::Approve));
+        if let Some(certificate) = certificate.cloned() {
+            step.act(Action::SendCertified { to: None, transaction, certificate });
+        } else if pending.locked_at.is_some() || !self.may_vote() {
+            for to in self.committee.indices() {
+                if Some(to) != self.own && !pending.voted_by(to) {
+                    step.act(Action::Send { to, transaction: transaction.clone() });
+                }
+            }
+        }
+        self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Resend, txid));
+    }
+
+    /// A member is there (again): give it what it may have missed, from the oldest known
+    /// order up to a bound. The timers send the rest.
+    pub(super) fn greet<V: View>(&mut self, step: &mut Step<'_, V>, member: MemberIndex) {
+        let mut votes = Vec::new();
+        let mut batches: Vec<std::sync::Arc<_>> = Vec::new();
+        for (txid, pending) in self.pending.iter().filter(|(_, p)| p.recorded).take(MAX_STATUS_IN_FLIGHT) {
+            votes.extend(
+                VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid: *txid }),
+            );
+            for kind in VoteKind::ALL {
+                if let Some(vote) = pending.tallies.of(kind).of(member) {
+                    if !batches.iter().any(|known| std::sync::Arc::ptr_eq(known, &vote.batch)) {
+                        batches.push(vote.batch.clone());
+                    }
+                }
+            }
+            let Some(transaction) = pending.transaction.clone() else { continue };
+            match pending.certificate(VoteKind::Approve).cloned() {
+                Some(certificate) => {
+                    step.actions.push(Action::SendCertified { to: Some(member), transaction, certificate });
+                }
+                None if !pending.voted_by(member) && pending.locked_at.is_some() => {
+                    step.actions.push(Action::Send { to: member, transaction });
+                }
+                None => {}
+            }
+        }
+        for batch in batches {
+            step.act(Action::ReturnBatch { to: member, batch });
+        }
+        if !votes.is_empty() {
+            step.act(Action::ResendVotes { to: Some(member), votes });
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Values whose signatures have been checked.
+
+use crate::types::{SignatureItem, verify_batch};
+
+/// Something with signatures that can be checked without knowing the ledger.
+pub trait Signed {
+    /// Every signature that has to be valid.
+    fn signature_items(&self) -> Vec<SignatureItem>;
+}
+
+/// A value all of whose signatures are valid (or were made by this node).
+///
+/// Only the functions of this module make one from what came from outside, so code that
+/// takes a `Verified<T>` cannot be reached by a forgery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified<T>(T);
+
+impl<T> Verified<T> {
+    /// The value.
+    pub const fn get(&self) -> &T {
+        &self.0
+    }
+
+    /// The value, by value.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+
+    /// What this node signed itself, or verified before it stored it.
+    pub(crate) const fn made_here(value: T) -> Self {
+        Self(value)
+    }
+}
+
+impl<T: Signed> Verified<T> {
+    /// Checks one value; gives it back if a signature is bad.
+    pub fn check(value: T) -> Result<Self, T> {
+        if verify_batch(&value.signature_items()) { Ok(Self(value)) } else { Err(value) }
+    }
+
+    /// Checks many together. Only if the batch fails is each checked alone, so that one
+    /// bad value costs its neighbours time and nothing else.
+    pub fn check_all(values: Vec<T>) -> Vec<Result<Self, T>> {
+        let items: Vec<Vec<SignatureItem>> = values.iter().map(Signed::signature_items).collect();
+        if verify_batch(items.iter().flatten()) {
+            return values.into_iter().map(|value| Ok(Self(value))).collect();
+        }
+        let check = |(value, items): (T, Vec<SignatureItem>)| {
+            if verify_batch(&items) { Ok(Self(value)) } else { Err(value) }
+        };
+        values.into_iter().zip(items).map(check).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::SecretKey;
+
+    struct Note(u8, bool);
+
+    impl Signed for Note {
+        fn signature_items(&self) -> Vec<SignatureItem> {
+            let key = SecretKey::from_seed([self.0; 32]);
+            let message: &[u8] = if self.1 { b"note" } else { b"forged" };
+            vec![SignatureItem::new(&key.public_key(), message, &key.sign(b"note"))]
+        }
+    }
+
+    #[test]
+    fn one_forgery_does_not_spoil_its_neighbours() {
+        let results = Verified::check_all(vec![Note(1, true), Note(2, false), Note(3, true)]);
+        let outcome: Vec<_> = results.iter().map(Result::is_ok).collect();
+        assert_eq!(outcome, [true, false, true]);
+        assert!(Verified::check_all(vec![Note(1, true), Note(2, true)]).iter().all(Result::is_ok));
+        assert!(Verified::check(Note(1, false)).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! Records as rows: bincode, split where a value would become a blob.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::DatabaseError;
+use super::schema::TreeId;
+use crate::limits::MAX_ROW_BYTES;
+
+/// One row to write (`Some`) or to remove (`None`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RowChange {
+    pub(super) tree: TreeId,
+    pub(super) key: Vec<u8>,
+    pub(super) value: Option<Vec<u8>>,
+}
+
+pub(super) fn encode<T: Serialize>(tree: TreeId, value: &T) -> Result<Vec<u8>, DatabaseError> {
+    bincode::serialize(value).map_err(|e| DatabaseError::corrupt(tree.name(), e))
+}
+
+pub(super) fn decode<T: DeserializeOwned>(tree: TreeId, bytes: &[u8]) -> Result<T, DatabaseError> {
+    // Fixed-width integers, as `serialize` writes them; a hostile length in a damaged row
+    // cannot make it allocate more than the row holds.
+    use bincode::Options;
+    bincode::DefaultOptions::new()
+        .with_fixint_encoding()
+        .with_limit(64 * 1024 * 1024)
+        .deserialize(bytes)
+        .map_err(|e| DatabaseError::corrupt(tree.name(), e))
+}
+
+fn part_key(key: &[u8], part: u16) -> Vec<u8> {
+    let mut full = Vec::with_capacity(key.len() + 2);
+    full.extend_from_slice(key);
+    full.extend_from_slice(&part.to_be_bytes());
+    full
+}
+
+fn part_count(bytes: usize) -> Result<u16, DatabaseError> {
+    u16::try_from(bytes.div_ceil(MAX_ROW_BYTES).max(1)).map_err(|_| DatabaseError::corrupt("any", "record too long"))
+}
+
+/// Writes a record under `key`: the first row begins with the number of rows.
+pub(super) fn put_record<T: Serialize>(
+    rows: &mut Vec<RowChange>,
+    tree: TreeId,
+    key: &[u8],
+    value: &T,
+) -> Result<(), DatabaseError> {
+    let bytes = encode(tree, value)?;
+    let parts = part_count(bytes.len())?;
+    if parts == 1 {
+        let mut row = Vec::with_capacity(bytes.len() + 2);
+        row.extend_from_slice(&parts.to_be_bytes());
+        row.extend_from_slice(&bytes);
+        rows.push(RowChange { tree, key: part_key(key, 0), value: Some(row) });
+        return Ok(());
+    }
+    for (part, chunk) in (0..parts).zip(bytes.chunks(MAX_ROW_BYTES)) {
+        let mut row = Vec::with_capacity(chunk.len() + 2);
+        row.extend_from_slice(&parts.to_be_bytes());
+        row.extend_from_slice(chunk);
+        rows.push(RowChange { tree, key: part_key(key, part), value: Some(row) });
+    }
+    Ok(())
+}
+
+/// Removes a record of `parts` rows.
+pub(super) fn remove_record(rows: &mut Vec<RowChange>, tree: TreeId, key: &[u8], parts: u16) {
+    rows.extend((0..parts).map(|part| RowChange { tree, key: part_key(key, part), value: None }));
+}
+
+/// The number of rows of the record at `key`; 0 if there is none.
+pub(super) fn record_parts(tree: &sled::Tree, id: TreeId, key: &[u8]) -> Result<u16, DatabaseError> {
+    let Some(row) = tree.get(part_key(key, 0))? else { return Ok(0) };
+    split_row(id, &row).map(|(parts, _)| parts)
+}
+
+fn split_row(tree: TreeId, row: &[u8]) -> Result<(u16, &[u8]), DatabaseError> {
+    let (parts, rest) =
+        row.split_first_chunk::<2>().ok_or_else(|| DatabaseError::corrupt(tree.name(), "a row without its part count"))?;
+    match u16::from_be_bytes(*parts) {
+        0 => Err(DatabaseError::corrupt(tree.name(), "a record of no rows")),
+        parts => Ok((parts, rest)),
+    }
+}
+
+/// Reads the record at `key`.
+pub(super) fn get_record<T: DeserializeOwned>(
+    tree: &sled::Tree,
+    id: TreeId,
+    key: &[u8],
+) -> Result<Option<T>, DatabaseError> {
+    let Some(first) = tree.get(part_key(key, 0))? else { return Ok(None) };
+    let (parts, bytes) = split_row(id, &first)?;
+    if parts == 1 {
+        return decode(id, bytes).map(Some);
+    }
+    let mut whole = bytes.to_vec();
+    for part in 1..parts {
+        let row = tree
+            .get(part_key(key, part))?
+            .ok_or_else(|| DatabaseError::corrupt(id.name(), "a record with a missing row"))?;
+        whole.extend_from_slice(split_row(id, &row)?.1);
+    }
+    decode(id, &whole).map(Some)
+}
+
+/// All records of a tree in order of key, without their part numbers.
+pub(super) fn records<T: DeserializeOwned>(
+    tree: &sled::Tree,
+    id: TreeId,
+) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
+    let source = tree.clone();
+    tree.iter().filter_map(move |row| {
+        let key = match row {
+            Ok((key, _)) => key,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let (base, part) = key.split_last_chunk::<2>()?;
+        if *part != [0, 0] {
+            return None;
+        }
+        let record = get_record(&source, id, base).transpose()?;
+        Some(record.map(|value| (base.to_vec(), value)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_every_length_come_back() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let tree = db.open_tree("t").unwrap();
+        for (i, len) in [0, 1, MAX_ROW_BYTES - 9, MAX_ROW_BYTES - 8, MAX_ROW_BYTES, 3 * MAX_ROW_BYTES + 1].iter().enumerate() {
+            let key = [u8::try_from(i).unwrap(); 4];
+            let value: Vec<u8> = (0..*len).map(|b| b.to_le_bytes()[0]).collect();
+            let mut rows = Vec::new();
+            put_record(&mut rows, TreeId::Locks, &key, &value).unwrap();
+            assert!(rows.iter().all(|row| row.value.as_ref().unwrap().len() <= MAX_ROW_BYTES + 2));
+            for row in &rows {
+                tree.insert(&row.key, row.value.clone().unwrap()).unwrap();
+            }
+            assert_eq!(get_record::<Vec<u8>>(&tree, TreeId::Locks, &key).unwrap(), Some(value));
+            assert_eq!(usize::from(record_parts(&tree, TreeId::Locks, &key).unwrap()), rows.len());
+        }
+        assert_eq!(records::<Vec<u8>>(&tree, TreeId::Locks).filter(Result::is_ok).count(), 6);
+        tree.remove(part_key(&[5; 4], 1)).unwrap();
+        assert!(get_record::<Vec<u8>>(&tree, TreeId::Locks, &[5; 4]).is_err());
+    }
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_no_allocation() {
+        let mut bytes = u64::MAX.to_le_bytes().to_vec();
+        bytes.extend([1, 2, 3]);
+        assert!(decode::<Vec<u8>>(TreeId::Meta, &bytes).is_err());
+        assert!(decode::<u32>(TreeId::Meta, &[0; 5]).is_err(), "trailing bytes");
+    }
+}

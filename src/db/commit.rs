@@ -1,0 +1,276 @@
+//! The atomic, durable commit, and the only maker of [`Durable`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use sled::Transactional;
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+
+use super::DatabaseError;
+use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
+use super::guard::Stamp;
+use super::schema::{
+    LogEntry, StoredFinal, StoredInFlight, StoredTransaction, Subscription, SubscriptionKey, TreeId, address_key,
+    certificate_key, meta, outpoint_key,
+};
+use super::store::{Database, DurableHead};
+use crate::consensus::{Changes, Suspension, Vote, VoteKind};
+use crate::limits::MAX_ROW_BYTES;
+use crate::types::Txid;
+
+/// Something that may leave the node: the commit that records it is on the platter.
+///
+/// Made by [`Database::commit`] for what a commit decided, and by `Reader::read` for what
+/// was read, which waits for the commit that wrote it. There is no other way to make one,
+/// so code that sends only `Durable` values cannot send too early.
+#[derive(Debug, Clone)]
+#[must_use = "what is durable was made so in order to be sent"]
+pub struct Durable<T>(T);
+
+impl<T> Durable<T> {
+    pub(super) const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value, on its way out.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+
+    /// The value made into another one.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Durable<U> {
+        Durable(f(self.0))
+    }
+}
+
+/// All that one commit writes.
+#[derive(Debug, Default)]
+pub struct CommitBatch {
+    /// What the core decided.
+    pub changes: Changes,
+    /// Subscriptions made or replaced (`Some`) and cancelled (`None`).
+    pub subscriptions: Vec<(SubscriptionKey, Option<Subscription>)>,
+    /// This member must not vote any more.
+    pub suspension: Option<Suspension>,
+}
+
+impl CommitBatch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.subscriptions.is_empty() && self.suspension.is_none()
+    }
+}
+
+/// Which rows of `votes` are still needed: those with a vote on something in flight.
+#[derive(Debug, Default)]
+pub(super) struct VoteRows {
+    /// By commit: how many rows it has and how many of its votes are still needed.
+    rows: BTreeMap<u64, (u16, usize)>,
+    by_txid: HashMap<Txid, Vec<u64>>,
+}
+
+impl VoteRows {
+    pub(super) fn add(&mut self, commit: u64, parts: u16, votes: &[Vote]) {
+        self.rows.insert(commit, (parts, votes.len()));
+        for vote in votes {
+            self.by_txid.entry(vote.txid).or_default().push(commit);
+        }
+    }
+
+    /// A transaction that had left flight before a restart: its votes are not needed.
+    pub(super) fn forget(&mut self, txid: &Txid) {
+        // A row that nobody needs is removed with the next one that becomes free.
+        let _free = self.release(txid);
+    }
+
+    /// A transaction left flight: its votes are not needed. Gives the commits whose rows
+    /// can go.
+    fn release(&mut self, txid: &Txid) -> Vec<(u64, u16)> {
+        let mut free = Vec::new();
+        for commit in self.by_txid.remove(txid).unwrap_or_default() {
+            let Some((parts, needed)) = self.rows.get_mut(&commit) else { continue };
+            *needed -= 1;
+            if *needed == 0 {
+                free.push((commit, *parts));
+                self.rows.remove(&commit);
+            }
+        }
+        free
+    }
+}
+
+impl Database {
+    /// Writes a batch atomically and makes it durable; then, and only then, `outgoing`
+    /// may leave. An error leaves the database unusable: stop the node and recover.
+    pub fn commit<T>(&mut self, batch: CommitBatch, outgoing: T) -> Result<Durable<T>, DatabaseError> {
+        if batch.is_empty() {
+            return Ok(Durable::new(outgoing));
+        }
+        let next_commit = self.head.commit + 1;
+        let mut rows = self.rows_of(&batch, next_commit)?;
+        let sequence = self.head.sequence + batch.changes.transitions.len() as u64;
+        let head = self.head.next(&rows_digest(&rows), sequence);
+        rows.push(RowChange {
+            tree: TreeId::Meta,
+            key: meta::HEAD.to_vec(),
+            value: Some(encode(TreeId::Meta, &head)?),
+        });
+        self.shared.about_to_apply(next_commit);
+        apply(&self.shared.trees, &rows)?;
+        self.db.flush()?;
+        self.file.sync_data().map_err(DatabaseError::io("syncing the database"))?;
+        self.guard.write(Stamp { commit: head.commit, digest: head.digest })?;
+        self.head = head;
+        self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence });
+        Ok(Durable::new(outgoing))
+    }
+
+    fn rows_of(&mut self, batch: &CommitBatch, commit: u64) -> Result<Vec<RowChange>, DatabaseError> {
+        let changes = &batch.changes;
+        let mut rows = Vec::with_capacity(8 + 2 * changes.transitions.len());
+        for (outpoint, utxo) in &changes.utxos {
+            let value = Some(encode(TreeId::Utxos, utxo)?);
+            rows.push(RowChange { tree: TreeId::Utxos, key: outpoint_key(outpoint).to_vec(), value });
+        }
+        address_rows(&mut rows, changes);
+        self.in_flight_rows(&mut rows, changes)?;
+        self.vote_rows(&mut rows, changes, commit)?;
+        for ((txid, kind), certificate) in &changes.certificates {
+            // If T is final in the same commit, F takes the slot.
+            if *kind == VoteKind::Abort || !changes.finalized.contains_key(txid) {
+                put_record(&mut rows, TreeId::Certificates, &certificate_key(txid, *kind), certificate.as_ref())?;
+            }
+        }
+        for (txid, finalized) in &changes.finalized {
+            let transaction = StoredTransaction::new(&finalized.transaction);
+            let value = StoredFinal { transaction, settled: finalized.settled };
+            put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &value)?;
+            let key = certificate_key(txid, VoteKind::Commit);
+            put_record(&mut rows, TreeId::Certificates, &key, finalized.certificate.as_ref())?;
+        }
+        log_rows(&mut rows, changes, self.head.sequence + 1)?;
+        for (key, subscription) in &batch.subscriptions {
+            let key = key.as_bytes();
+            let old = record_parts(self.shared.trees.get(TreeId::Subscriptions), TreeId::Subscriptions, key)?;
+            remove_record(&mut rows, TreeId::Subscriptions, key, old);
+            if let Some(subscription) = subscription {
+                put_record(&mut rows, TreeId::Subscriptions, key, subscription)?;
+            }
+        }
+        if let Some(reason) = batch.suspension {
+            let value = Some(reason.to_string().into_bytes());
+            rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value });
+        }
+        Ok(rows)
+    }
+
+    fn in_flight_rows(&self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
+        for (txid, in_flight) in &changes.in_flight {
+            match in_flight {
+                Some(row) => put_record(rows, TreeId::Locks, txid.as_bytes(), &StoredInFlight::new(row))?,
+                None => {
+                    let parts = record_parts(self.shared.trees.get(TreeId::Locks), TreeId::Locks, txid.as_bytes())?;
+                    remove_record(rows, TreeId::Locks, txid.as_bytes(), parts);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn vote_rows(&mut self, rows: &mut Vec<RowChange>, changes: &Changes, commit: u64) -> Result<(), DatabaseError> {
+        // A vote on what is final in the same commit is of no use to anybody.
+        let gone = |txid: &Txid| changes.in_flight.get(txid).is_some_and(Option::is_none);
+        let votes: Vec<Vote> = changes.votes.iter().filter(|vote| !gone(&vote.txid)).copied().collect();
+        if !votes.is_empty() {
+            let before = rows.len();
+            put_record(rows, TreeId::Votes, &commit.to_be_bytes(), &votes)?;
+            let parts = u16::try_from(rows.len() - before).unwrap_or(u16::MAX);
+            self.vote_rows.add(commit, parts, &votes);
+        }
+        for txid in changes.in_flight.iter().filter(|(_, row)| row.is_none()).map(|(txid, _)| txid) {
+            for (commit, parts) in self.vote_rows.release(txid) {
+                remove_record(rows, TreeId::Votes, &commit.to_be_bytes(), parts);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The index has a row for each live output. What came and went in one commit has none.
+fn address_rows(rows: &mut Vec<RowChange>, changes: &Changes) {
+    let mut index = BTreeMap::new();
+    for step in &changes.transitions {
+        let key = address_key(&step.output.address, &step.outpoint);
+        let born_here = step.old_state.is_none();
+        match index.get(&key) {
+            None if born_here => index.insert(key, (true, true)),
+            None if !step.new_state.is_live() => index.insert(key, (false, false)),
+            Some((born, _)) if !step.new_state.is_live() => index.insert(key, (*born, false)),
+            _ => None,
+        };
+    }
+    let changed = index.into_iter().filter(|(_, (born, live))| born == live);
+    rows.extend(changed.map(|(key, (_, live))| RowChange {
+        tree: TreeId::Addresses,
+        key: key.to_vec(),
+        value: live.then(Vec::new),
+    }));
+}
+
+/// The batch's log entries, as many in a row as fit; the key is the first one's number.
+fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Result<(), DatabaseError> {
+    let mut row: Vec<LogEntry> = Vec::new();
+    let mut bytes = 8;
+    let mut flush = |row: &mut Vec<LogEntry>, bytes: &mut usize| -> Result<(), DatabaseError> {
+        if !row.is_empty() {
+            let value = Some(encode(TreeId::Changes, row)?);
+            rows.push(RowChange { tree: TreeId::Changes, key: first.to_be_bytes().to_vec(), value });
+            first += row.len() as u64;
+            row.clear();
+            *bytes = 8;
+        }
+        Ok(())
+    };
+    for transition in &changes.transitions {
+        let entry = LogEntry::Transition(*transition);
+        let size = bincode::serialized_size(&entry).map_err(|e| DatabaseError::corrupt("changes", e))?;
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if bytes + size > MAX_ROW_BYTES {
+            flush(&mut row, &mut bytes)?;
+        }
+        row.push(entry);
+        bytes += size;
+    }
+    flush(&mut row, &mut bytes)
+}
+
+fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for row in rows {
+        hasher.update(&[row.tree as u8, u8::from(row.value.is_some())]);
+        hasher.update(&(row.key.len() as u64).to_le_bytes());
+        hasher.update(&row.key);
+        let value = row.value.as_deref().unwrap_or_default();
+        hasher.update(&(value.len() as u64).to_le_bytes());
+        hasher.update(value);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// One multi-tree transaction. Nothing is read inside it.
+pub(super) fn apply(trees: &super::store::Trees, rows: &[RowChange]) -> Result<(), DatabaseError> {
+    let result: Result<(), TransactionError<()>> = trees.all().transaction(|views| {
+        for row in rows {
+            let view = &views[row.tree as usize];
+            let key = row.key.as_slice();
+            match &row.value {
+                Some(value) => view.insert(key, value.as_slice())?,
+                None => view.remove(key)?,
+            };
+        }
+        Ok::<(), ConflictableTransactionError<()>>(())
+    });
+    result.map_err(|error| match error {
+        TransactionError::Storage(error) => DatabaseError::Sled(error),
+        TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
+    })
+}

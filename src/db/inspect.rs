@@ -1,0 +1,190 @@
+//! Every row of every tree, decoded, for tools that look at a stopped node.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::DatabaseError;
+use super::codec::{decode, records};
+use super::recover::{offline_info, open_sled};
+use super::schema::{
+    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, TreeId, meta, parse_outpoint_key,
+};
+use super::store::{Trees as StoreTrees, sequence_of};
+use crate::consensus::{Certificate, Utxo, Vote};
+use crate::types::{Address, Network, Transaction, Txid};
+
+/// The names of the trees, as `dump --tree` takes them.
+pub const TREE_NAMES: [&str; 9] = [
+    "meta",
+    "utxos",
+    "addresses",
+    "locks",
+    "votes",
+    "certificates",
+    "transactions",
+    "changes",
+    "subscriptions",
+];
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// The tree's name.
+    pub tree: &'static str,
+    /// The key, readable.
+    pub key: String,
+    /// The value, decoded.
+    pub value: Value,
+}
+
+/// The trees of a stopped node's database.
+#[derive(Debug)]
+pub struct Trees {
+    trees: StoreTrees,
+    network: Option<Network>,
+    _db: sled::Db,
+}
+
+type Rows = Box<dyn Iterator<Item = Result<Row, DatabaseError>>>;
+
+impl Trees {
+    /// Opens the database in `data_dir` for inspection. It has to exist, and no other
+    /// process may have it open.
+    pub fn open(data_dir: &Path) -> Result<Self, DatabaseError> {
+        if !data_dir.join(super::recover::DATABASE_DIR).join("db").is_file() {
+            return Err(DatabaseError::Missing(data_dir.to_path_buf()));
+        }
+        let (db, trees) = open_sled(data_dir, 64 * 1024 * 1024)?;
+        let info = offline_info(&trees)?;
+        tracing::debug!(schema = info.schema, "opened for inspection");
+        Ok(Self { trees, network: info.network.map(|(network, _)| network), _db: db })
+    }
+
+    /// The records of one tree, in order of key. `None` if there is no such tree.
+    pub fn rows(&self, name: &str) -> Option<Rows> {
+        let id = TreeId::ALL.into_iter().find(|id| id.name() == name)?;
+        let tree = self.trees.get(id);
+        let network = self.network.unwrap_or(Network::Devnet);
+        Some(match id {
+            TreeId::Meta => Box::new(plain(tree, id, meta_row)),
+            TreeId::Utxos => Box::new(plain(tree, id, utxo_row)),
+            TreeId::Addresses => Box::new(plain(tree, id, move |key, _| address_row(key, network))),
+            TreeId::Changes => Box::new(plain(tree, id, changes_row).flat_map(spread)),
+            TreeId::Locks => Box::new(record_rows::<StoredInFlight>(tree, id, |stored| {
+                let locked_at = stored.locked_at;
+                json!({ "transaction": body(stored.transaction.into_transaction()), "locked_at": locked_at })
+            })),
+            TreeId::Transactions => Box::new(record_rows::<StoredFinal>(tree, id, |stored| {
+                let settled = stored.settled;
+                json!({ "transaction": body(stored.transaction.into_transaction()), "settled": settled })
+            })),
+            TreeId::Votes => Box::new(record_rows::<Vec<Vote>>(tree, id, |votes| json!(votes))),
+            TreeId::Certificates => Box::new(record_rows::<Certificate>(tree, id, |certificate| json!(certificate))),
+            TreeId::Subscriptions => Box::new(record_rows::<Subscription>(tree, id, |s| {
+                json!({
+                    "subscriber_id": s.subscriber_id,
+                    "token_hash": hex::encode(s.token_hash),
+                    "outpoints": s.outpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    "addresses": s.addresses,
+                    "last_used": s.last_used,
+                })
+            })),
+        })
+    }
+}
+
+fn body(transaction: Transaction) -> Value {
+    json!(transaction.to_raw())
+}
+
+fn plain<F: Fn(&[u8], &[u8]) -> Result<(String, Value), DatabaseError>>(
+    tree: &sled::Tree,
+    id: TreeId,
+    read: F,
+) -> impl Iterator<Item = Result<Row, DatabaseError>> + use<F> {
+    tree.iter().map(move |row| {
+        let (key, value) = row?;
+        let (key, value) = read(&key, &value)?;
+        Ok(Row { tree: id.name(), key, value })
+    })
+}
+
+fn record_rows<T: serde::de::DeserializeOwned + 'static>(
+    tree: &sled::Tree,
+    id: TreeId,
+    show: fn(T) -> Value,
+) -> impl Iterator<Item = Result<Row, DatabaseError>> + use<T> {
+    records::<T>(tree, id).map(move |record| {
+        let (key, value) = record?;
+        Ok(Row { tree: id.name(), key: record_key(id, &key), value: show(value) })
+    })
+}
+
+fn record_key(id: TreeId, key: &[u8]) -> String {
+    match (id, key.split_first_chunk::<32>()) {
+        (TreeId::Certificates, Some((txid, [slot]))) => {
+            let kind = if *slot == 3 { "abort" } else { "commit" };
+            format!("{}:{kind}", Txid::from_bytes(*txid))
+        }
+        (TreeId::Votes, _) => <[u8; 8]>::try_from(key).map_or_else(|_| hex::encode(key), |n| u64::from_be_bytes(n).to_string()),
+        _ => hex::encode(key),
+    }
+}
+
+fn meta_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> {
+    let id = TreeId::Meta;
+    let shown = match key {
+        meta::SCHEMA => json!(decode::<u32>(id, value)?),
+        meta::NETWORK => {
+            let stored = decode::<StoredNetwork>(id, value)?;
+            json!({
+                "network": stored.network,
+                "genesis_hash": stored.genesis_hash,
+                "public_key": stored.public_key,
+                "log_id": hex::encode(stored.log_id),
+            })
+        }
+        meta::HEAD => {
+            let head = decode::<Head>(id, value)?;
+            json!({
+                "commit": head.commit,
+                "digest": hex::encode(head.digest),
+                "previous_digest": hex::encode(head.previous_digest),
+                "sequence": head.sequence,
+            })
+        }
+        meta::SUSPENSION => json!(String::from_utf8_lossy(value)),
+        _ => json!(hex::encode(value)),
+    };
+    Ok((String::from_utf8_lossy(key).into_owned(), shown))
+}
+
+fn utxo_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> {
+    let outpoint = parse_outpoint_key(key).ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
+    Ok((outpoint.to_string(), json!(decode::<Utxo>(TreeId::Utxos, value)?)))
+}
+
+fn address_row(key: &[u8], network: Network) -> Result<(String, Value), DatabaseError> {
+    let wrong = || DatabaseError::corrupt("addresses", "a key of the wrong length");
+    let (payload, outpoint) = key.split_first_chunk::<{ Address::PAYLOAD_LEN }>().ok_or_else(wrong)?;
+    let address = Address::from_payload(network, *payload).map_err(|e| DatabaseError::corrupt("addresses", e))?;
+    let outpoint = parse_outpoint_key(outpoint).ok_or_else(wrong)?;
+    Ok((format!("{address}/{outpoint}"), Value::Null))
+}
+
+fn changes_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> {
+    let entries: Vec<LogEntry> = decode(TreeId::Changes, value)?;
+    Ok((sequence_of(key)?.to_string(), json!(entries)))
+}
+
+/// The log's rows hold several entries each; a reader wants one number, one entry.
+fn spread(row: Result<Row, DatabaseError>) -> Vec<Result<Row, DatabaseError>> {
+    let row = match row {
+        Ok(row) => row,
+        Err(error) => return vec![Err(error)],
+    };
+    let (Ok(first), Value::Array(entries)) = (row.key.parse::<u64>(), &row.value) else { return vec![Ok(row)] };
+    let one = |(n, entry): (u64, &Value)| Ok(Row { tree: row.tree, key: n.to_string(), value: entry.clone() });
+    (first..).zip(entries).map(one).collect()
+}

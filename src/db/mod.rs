@@ -1,0 +1,107 @@
+//! Remembers: the ledger in sled trees, changed only by whole commits.
+//!
+//! The only room that knows sled. What is written together is written by one call of
+//! [`Database::commit`], in one multi-tree transaction that is on the platter before the
+//! call returns. What may leave the node is inside a [`Durable`], and only this room
+//! makes those.
+//!
+//! # The trees
+//!
+//! Keys sort, so integers in them are big-endian. Values are bincode. A record of more
+//! than 7 KiB is split into rows whose keys end in a `u16` part number (sled never syncs
+//! the blobs that larger values become).
+//!
+//! | tree | key | value | what always holds |
+//! |---|---|---|---|
+//! | `meta` | name | `schema`, `network`, `head`, `suspension` | `head` is written by each commit and fits the guard |
+//! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions |
+//! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
+//! | `locks` | txid, part | body, `locked_at` | a row for each transaction in flight; with `locked_at`, all its inputs were locked for it |
+//! | `votes` | commit number, part | this member's votes of that commit | kept while one of its transactions is in flight |
+//! | `certificates` | txid, slot, part | C(T), then F(T) in slot 1; A(T) in slot 3 | a vote `Commit` has its certificate |
+//! | `transactions` | txid, part | body and [`Settled`] | a row for each final transaction, with F(T) beside it |
+//! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
+//! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
+//!
+//! A guard file beside the database (see [`guard`]) says which commit was the last.
+
+mod codec;
+mod commit;
+pub mod guard;
+mod inspect;
+mod recover;
+mod schema;
+mod store;
+mod view;
+
+#[path = "../../migrations/m0001_initial.rs"]
+mod m0001_initial;
+
+pub use commit::{CommitBatch, Durable};
+pub use inspect::{Row, TREE_NAMES, Trees as InspectTrees};
+pub use recover::{Opened, RecoveredState};
+pub use schema::{LogEntry, SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
+pub use store::{AddressPage, Database, DurableHead, Reader, Snapshot};
+pub use view::LedgerView;
+
+#[cfg(doc)]
+use crate::consensus::{Settled, Utxo};
+
+/// Why the database cannot go on. The first of these stops the node.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// Another process has it open.
+    #[error("the database in {0} is in use by another process; stop that node first, or work on a copy")]
+    InUse(std::path::PathBuf),
+    /// There is none.
+    #[error("there is no database in {0}")]
+    Missing(std::path::PathBuf),
+    /// It is of another network.
+    #[error("the database belongs to another network: its genesis is {found}, the configured one is {expected}")]
+    OtherNetwork {
+        /// The configured genesis.
+        expected: crate::types::GenesisHash,
+        /// The stored genesis.
+        found: crate::types::GenesisHash,
+    },
+    /// It was written by a newer program.
+    #[error("the database has schema {found}, and this program knows only up to {known}; use the newer program")]
+    NewerSchema {
+        /// The stored schema.
+        found: u32,
+        /// The newest known one.
+        known: u32,
+    },
+    /// A row that cannot be read.
+    #[error("a row of tree {tree} cannot be read: {what}")]
+    Corrupt {
+        /// The tree.
+        tree: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// sled came apart while opening.
+    #[error("the database is damaged: opening it failed inside the storage engine ({0}); keep the directory and restore a backup or re-sync")]
+    Damaged(String),
+    /// sled says no.
+    #[error("storage engine: {0}")]
+    Sled(#[from] sled::Error),
+    /// The file system says no.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+impl DatabaseError {
+    pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+
+    pub(crate) fn corrupt(tree: &'static str, what: impl std::fmt::Display) -> Self {
+        Self::Corrupt { tree, what: what.to_string() }
+    }
+}

@@ -1,0 +1,223 @@
+//! What the rows are: keys, values, names.
+
+use serde::{Deserialize, Serialize};
+
+use crate::consensus::{InFlight, Settled, Transition, VoteKind};
+use crate::types::{
+    Address, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
+    UnixSeconds, tagged_hash,
+};
+
+/// The schema that this program writes. A database of an older one is migrated first.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The trees, by the index that commits use for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum TreeId {
+    Meta,
+    Utxos,
+    Addresses,
+    Locks,
+    Votes,
+    Certificates,
+    Transactions,
+    Changes,
+    Subscriptions,
+}
+
+impl TreeId {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Meta,
+        Self::Utxos,
+        Self::Addresses,
+        Self::Locks,
+        Self::Votes,
+        Self::Certificates,
+        Self::Transactions,
+        Self::Changes,
+        Self::Subscriptions,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Utxos => "utxos",
+            Self::Addresses => "addresses",
+            Self::Locks => "locks",
+            Self::Votes => "votes",
+            Self::Certificates => "certificates",
+            Self::Transactions => "transactions",
+            Self::Changes => "changes",
+            Self::Subscriptions => "subscriptions",
+        }
+    }
+}
+
+/// Rows of `meta`.
+pub(super) mod meta {
+    pub(in crate::db) const SCHEMA: &[u8] = b"schema";
+    pub(in crate::db) const NETWORK: &[u8] = b"network";
+    pub(in crate::db) const HEAD: &[u8] = b"head";
+    pub(in crate::db) const SUSPENSION: &[u8] = b"suspension";
+}
+
+/// Whose database it is: written once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredNetwork {
+    /// Which network.
+    pub network: Network,
+    /// Its genesis.
+    pub genesis_hash: GenesisHash,
+    /// This member's key; `None` for an observer.
+    pub public_key: Option<PublicKey>,
+    /// The name of this change log; a restored or imported database gets a new one.
+    pub log_id: [u8; 16],
+}
+
+/// The last commit, written by every commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Head {
+    /// Its number, from 1.
+    pub(super) commit: u64,
+    /// The digest of the chain of commits up to it.
+    pub(super) digest: [u8; 32],
+    /// The digest before it.
+    pub(super) previous_digest: [u8; 32],
+    /// The last sequence of the change log.
+    pub(super) sequence: u64,
+}
+
+impl Head {
+    pub(super) const EMPTY: Self = Self { commit: 0, digest: [0; 32], previous_digest: [0; 32], sequence: 0 };
+
+    /// The head after a commit of these rows.
+    pub(super) fn next(&self, rows_digest: &[u8; 32], sequence: u64) -> Self {
+        let commit = self.commit + 1;
+        let digest = tagged_hash("TIME/commit", &[&self.digest, &commit.to_le_bytes(), rows_digest]);
+        Self { commit, digest, previous_digest: self.digest, sequence }
+    }
+}
+
+/// A transaction's body as it is stored. Its txid is computed again when it is read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredTransaction {
+    inputs: Vec<Input>,
+    outputs: Vec<Output>,
+    timestamp: UnixSeconds,
+}
+
+impl StoredTransaction {
+    pub(super) fn new(transaction: &Transaction) -> Self {
+        Self {
+            inputs: transaction.inputs().to_vec(),
+            outputs: transaction.outputs().to_vec(),
+            timestamp: transaction.timestamp(),
+        }
+    }
+
+    pub(super) fn into_transaction(self) -> Transaction {
+        Transaction::from_parts(self.inputs, self.outputs, self.timestamp)
+    }
+}
+
+/// A row of `locks`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredInFlight {
+    pub(super) transaction: StoredTransaction,
+    pub(super) locked_at: Option<UnixSeconds>,
+}
+
+impl StoredInFlight {
+    pub(super) fn new(in_flight: &InFlight) -> Self {
+        Self { transaction: StoredTransaction::new(&in_flight.transaction), locked_at: in_flight.locked_at }
+    }
+}
+
+/// A row of `transactions`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredFinal {
+    pub(super) transaction: StoredTransaction,
+    pub(super) settled: Settled,
+}
+
+/// An entry of the change log; each has its own sequence number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogEntry {
+    /// An output took a step.
+    Transition(Transition),
+    /// A block was executed.
+    Block {
+        /// Its height.
+        height: Height,
+        /// Its hash.
+        block_hash: BlockHash,
+        /// Its timestamp.
+        timestamp_ms: u64,
+    },
+}
+
+/// A durable subscription: filters and who may use it. Its place in the log is the
+/// wallet's to remember.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// The name that the wallet chose.
+    pub subscriber_id: String,
+    /// The tagged hash of the token that resumes and cancels it.
+    pub token_hash: [u8; 32],
+    /// The outpoints that it follows.
+    pub outpoints: Vec<OutPoint>,
+    /// The addresses that it follows.
+    pub addresses: Vec<Address>,
+    /// When it was last used, by this node's clock.
+    pub last_used: UnixSeconds,
+}
+
+/// The key under which a subscription is stored: a hash of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriptionKey([u8; 32]);
+
+impl SubscriptionKey {
+    /// The key of a name.
+    pub fn of(subscriber_id: &str) -> Self {
+        Self(tagged_hash("TIME/subscriber", &[subscriber_id.as_bytes()]))
+    }
+
+    pub(super) const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+pub(super) fn outpoint_key(outpoint: &OutPoint) -> [u8; 36] {
+    let mut key = [0; 36];
+    key[..32].copy_from_slice(outpoint.txid.as_bytes());
+    key[32..].copy_from_slice(&outpoint.vout.to_be_bytes());
+    key
+}
+
+pub(super) fn parse_outpoint_key(key: &[u8]) -> Option<OutPoint> {
+    let (txid, vout) = key.split_first_chunk::<32>()?;
+    Some(OutPoint { txid: Txid::from_bytes(*txid), vout: u32::from_be_bytes(vout.try_into().ok()?) })
+}
+
+pub(super) fn address_key(address: &Address, outpoint: &OutPoint) -> [u8; 57] {
+    let mut key = [0; 57];
+    key[..21].copy_from_slice(address.payload());
+    key[21..].copy_from_slice(&outpoint_key(outpoint));
+    key
+}
+
+/// C(T) and F(T) share a slot: once T is final, F supersedes C.
+pub(super) const fn certificate_slot(kind: VoteKind) -> u8 {
+    match kind {
+        VoteKind::Approve | VoteKind::Commit => 1,
+        VoteKind::Abort => 3,
+    }
+}
+
+pub(super) fn certificate_key(txid: &Txid, kind: VoteKind) -> [u8; 33] {
+    let mut key = [0; 33];
+    key[..32].copy_from_slice(txid.as_bytes());
+    key[32] = certificate_slot(kind);
+    key
+}

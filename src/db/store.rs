@@ -1,0 +1,336 @@
+//! The open database and its readers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::codec::{decode, get_record, records};
+use super::commit::{Durable, VoteRows};
+use super::guard::Guard;
+use super::schema::{
+    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, SubscriptionKey, TreeId,
+    certificate_key, outpoint_key, parse_outpoint_key,
+};
+use super::DatabaseError;
+use crate::consensus::{Certificate, Settled, Transition, Utxo, VoteKind};
+use crate::types::{Address, Amount, OutPoint, Transaction, Txid, UtxoEntry};
+
+/// The trees, in the order of [`TreeId`].
+#[derive(Debug, Clone)]
+pub(super) struct Trees(Vec<sled::Tree>);
+
+impl Trees {
+    pub(super) fn open(db: &sled::Db) -> Result<Self, DatabaseError> {
+        Ok(Self(TreeId::ALL.iter().map(|id| db.open_tree(id.name())).collect::<Result<_, _>>()?))
+    }
+
+    pub(super) fn get(&self, id: TreeId) -> &sled::Tree {
+        &self.0[id as usize]
+    }
+
+    pub(super) fn all(&self) -> &[sled::Tree] {
+        &self.0
+    }
+}
+
+/// How far the database is on the platter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DurableHead {
+    /// The number of the last durable commit.
+    pub commit: u64,
+    /// The last durable sequence of the change log.
+    pub sequence: u64,
+}
+
+/// What the writer and the readers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) trees: Trees,
+    /// The commit that has been, or is just being, applied in memory.
+    applied: AtomicU64,
+    durable: watch::Sender<DurableHead>,
+    /// For threads that wait without a runtime.
+    durable_commit: Mutex<u64>,
+    became_durable: Condvar,
+    network: StoredNetwork,
+}
+
+impl Shared {
+    pub(super) fn new(trees: Trees, network: StoredNetwork, head: &Head) -> Self {
+        let durable = DurableHead { commit: head.commit, sequence: head.sequence };
+        Self {
+            trees,
+            applied: AtomicU64::new(head.commit),
+            durable: watch::Sender::new(durable),
+            durable_commit: Mutex::new(head.commit),
+            became_durable: Condvar::new(),
+            network,
+        }
+    }
+
+    pub(super) fn about_to_apply(&self, commit: u64) {
+        self.applied.store(commit, Ordering::SeqCst);
+    }
+
+    pub(super) fn now_durable(&self, head: DurableHead) {
+        *self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner) = head.commit;
+        self.became_durable.notify_all();
+        self.durable.send_replace(head);
+    }
+
+    /// Waits until everything that a read before this call can have seen is durable. If
+    /// the writer has failed, that is never, and the node is stopping.
+    fn wait_durable(&self) -> Result<(), DatabaseError> {
+        let seen = self.applied.load(Ordering::SeqCst);
+        let mut durable = self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner);
+        while *durable < seen {
+            let (guard, timeout) = self
+                .became_durable
+                .wait_timeout(durable, std::time::Duration::from_secs(30))
+                .unwrap_or_else(PoisonError::into_inner);
+            durable = guard;
+            if timeout.timed_out() && *durable < seen {
+                let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                return Err(DatabaseError::Io { what: "waiting for a commit", source });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The open database. One thread owns it, and only through it is anything written.
+#[derive(Debug)]
+pub struct Database {
+    pub(super) db: sled::Db,
+    /// Our own descriptor of sled's file, for the sync that sled leaves out.
+    pub(super) file: File,
+    pub(super) guard: Guard,
+    pub(super) head: Head,
+    pub(super) vote_rows: VoteRows,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Database {
+    /// A handle for reading, from any thread.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Wakes whenever the change log grows in memory. It proves nothing: read the log, up
+    /// to what is durable. One task drains it and touches nothing else (a full buffer
+    /// would stop the writer).
+    pub fn watch_changes(&self) -> sled::Subscriber {
+        self.shared.trees.get(TreeId::Changes).watch_prefix(Vec::new())
+    }
+}
+
+/// The live outputs of some addresses and outpoints, exactly as of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The last change that it contains.
+    pub sequence: u64,
+    /// In order of outpoint.
+    pub utxos: Vec<UtxoEntry>,
+}
+
+/// One page of the live outputs of some addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressPage {
+    /// The last change that it contains.
+    pub sequence: u64,
+    /// The page, in order of outpoint.
+    pub utxos: Vec<UtxoEntry>,
+    /// The sum over all pages.
+    pub total: Amount,
+    /// Where the next page begins (after this outpoint).
+    pub next: Option<OutPoint>,
+}
+
+/// Reads the database from any thread.
+///
+/// Functions that answer strangers go through [`Reader::read`]; the ledger thread, which
+/// sees only what it committed itself, reads directly.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Reader {
+    fn tree(&self, id: TreeId) -> &sled::Tree {
+        self.shared.trees.get(id)
+    }
+
+    /// Reads, then waits until all that may have been read is durable: only then may the
+    /// answer leave. Blocks; call it where that is allowed.
+    pub fn read<T>(&self, f: impl FnOnce(&Self) -> Result<T, DatabaseError>) -> Result<Durable<T>, DatabaseError> {
+        let value = f(self)?;
+        self.shared.wait_durable()?;
+        Ok(Durable::new(value))
+    }
+
+    /// Follows how far the database is durable.
+    pub fn durable(&self) -> watch::Receiver<DurableHead> {
+        self.shared.durable.subscribe()
+    }
+
+    /// How far the database is durable now.
+    pub fn durable_head(&self) -> DurableHead {
+        *self.shared.durable.borrow()
+    }
+
+    /// Whose database it is.
+    pub fn network(&self) -> &StoredNetwork {
+        &self.shared.network
+    }
+
+    /// The output at a place, if it ever came into being.
+    pub fn utxo(&self, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
+        let row = self.tree(TreeId::Utxos).get(outpoint_key(outpoint))?;
+        row.map(|row| decode(TreeId::Utxos, &row)).transpose()
+    }
+
+    fn stored_final(&self, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
+        get_record(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())
+    }
+
+    /// The summary of a final transaction.
+    pub fn settled(&self, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
+        Ok(self.stored_final(txid)?.map(|stored| stored.settled))
+    }
+
+    /// A final transaction.
+    pub fn finalized(&self, txid: &Txid) -> Result<Option<(Transaction, Settled)>, DatabaseError> {
+        Ok(self.stored_final(txid)?.map(|stored| (stored.transaction.into_transaction(), stored.settled)))
+    }
+
+    /// A transaction in flight.
+    pub fn in_flight(&self, txid: &Txid) -> Result<Option<Transaction>, DatabaseError> {
+        let stored = get_record::<StoredInFlight>(self.tree(TreeId::Locks), TreeId::Locks, txid.as_bytes())?;
+        Ok(stored.map(|stored| stored.transaction.into_transaction()))
+    }
+
+    /// F(T), else C(T) (`Commit`, `Approve`), or A(T) (`Abort`).
+    pub fn certificate(&self, txid: &Txid, kind: VoteKind) -> Result<Option<Certificate>, DatabaseError> {
+        get_record(self.tree(TreeId::Certificates), TreeId::Certificates, &certificate_key(txid, kind))
+    }
+
+    /// A subscription.
+    pub fn subscription(&self, key: &SubscriptionKey) -> Result<Option<Subscription>, DatabaseError> {
+        get_record(self.tree(TreeId::Subscriptions), TreeId::Subscriptions, key.as_bytes())
+    }
+
+    /// Every subscription.
+    pub fn subscriptions(&self) -> impl Iterator<Item = Result<Subscription, DatabaseError>> + use<> {
+        records(self.tree(TreeId::Subscriptions), TreeId::Subscriptions).map(|record| record.map(|(_, value)| value))
+    }
+
+    /// The oldest sequence that the log still has, or the next one if it is empty.
+    pub fn first_sequence(&self) -> Result<u64, DatabaseError> {
+        match self.tree(TreeId::Changes).first()? {
+            Some((key, _)) => sequence_of(&key),
+            None => Ok(self.durable_head().sequence + 1),
+        }
+    }
+
+    /// Log entries with their numbers, after `after` and up to `up_to`, at most `limit`.
+    pub fn changes(&self, after: u64, up_to: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
+        let tree = self.tree(TreeId::Changes);
+        let wanted = after + 1;
+        let start = match tree.range(..=wanted.to_be_bytes()).next_back().transpose()? {
+            Some((key, _)) => key,
+            None => wanted.to_be_bytes().to_vec().into(),
+        };
+        let mut entries = Vec::new();
+        for row in tree.range(start..) {
+            let (key, value) = row?;
+            let first = sequence_of(&key)?;
+            if first > up_to {
+                break;
+            }
+            let row: Vec<LogEntry> = decode(TreeId::Changes, &value)?;
+            let numbered = (first..).zip(row).filter(|(n, _)| *n >= wanted && *n <= up_to);
+            entries.extend(numbered.take(limit - entries.len()));
+            if entries.len() >= limit {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The live outputs of `addresses` and every one of `outpoints` that exists, as of a
+    /// durable sequence, while commits go on.
+    ///
+    /// The rows are read one by one and may be of different, even of not yet durable,
+    /// commits. But each change is in the log with its old state, in the same commit. So
+    /// what changed after the chosen sequence is taken back with the log.
+    pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Snapshot, DatabaseError> {
+        let sequence = self.durable_head().sequence;
+        let addresses: BTreeSet<Address> = addresses.iter().copied().collect();
+        let outpoints: BTreeSet<OutPoint> = outpoints.iter().copied().collect();
+        let mut found: BTreeMap<OutPoint, Utxo> = BTreeMap::new();
+        for address in &addresses {
+            for row in self.tree(TreeId::Addresses).scan_prefix(address.payload()) {
+                let (key, _) = row?;
+                let outpoint = parse_outpoint_key(&key[Address::PAYLOAD_LEN..])
+                    .ok_or_else(|| DatabaseError::corrupt("addresses", "a key of the wrong length"))?;
+                if let Some(utxo) = self.utxo(&outpoint)? {
+                    found.insert(outpoint, utxo);
+                }
+            }
+        }
+        for outpoint in &outpoints {
+            if let Some(utxo) = self.utxo(outpoint)? {
+                found.insert(*outpoint, utxo);
+            }
+        }
+        let mut taken_back = BTreeSet::new();
+        for (_, entry) in self.changes(sequence, u64::MAX, usize::MAX)? {
+            let LogEntry::Transition(Transition { outpoint, output, old_state, .. }) = entry else { continue };
+            let concerned = addresses.contains(&output.address) || outpoints.contains(&outpoint);
+            if !concerned || !taken_back.insert(outpoint) {
+                continue;
+            }
+            match old_state {
+                Some(state) => found.insert(outpoint, Utxo { output, state }),
+                None => found.remove(&outpoint),
+            };
+        }
+        let utxos = found
+            .into_iter()
+            .filter(|(outpoint, utxo)| utxo.state.is_live() || outpoints.contains(outpoint))
+            .map(|(outpoint, Utxo { output, state })| UtxoEntry { outpoint, output, state })
+            .collect();
+        Ok(Snapshot { sequence, utxos })
+    }
+
+    /// A page of the live outputs of some addresses, with the total over all pages.
+    pub fn address_page(
+        &self,
+        addresses: &[Address],
+        after: Option<OutPoint>,
+        limit: usize,
+    ) -> Result<AddressPage, DatabaseError> {
+        let Snapshot { sequence, utxos } = self.snapshot(addresses, &[])?;
+        let total = Amount::checked_sum(utxos.iter().map(|u| u.output.amount))
+            .ok_or_else(|| DatabaseError::corrupt("utxos", "more money than there is"))?;
+        let mut rest = utxos.into_iter().filter(|u| after.is_none_or(|after| u.outpoint > after));
+        let page: Vec<UtxoEntry> = rest.by_ref().take(limit).collect();
+        let next = rest.next().and(page.last()).map(|last| last.outpoint);
+        Ok(AddressPage { sequence, utxos: page, total, next })
+    }
+
+    /// Bytes on disk.
+    pub fn size_on_disk(&self, data_dir: &std::path::Path) -> u64 {
+        let database = data_dir.join(super::recover::DATABASE_DIR);
+        let Ok(entries) = std::fs::read_dir(database) else { return 0 };
+        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
+    }
+}
+
+pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
+    let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("changes", "a key of the wrong length"))?;
+    Ok(u64::from_be_bytes(key))
+}

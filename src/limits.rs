@@ -1,0 +1,145 @@
+//! Every bound of the program, named.
+//!
+//! What a stranger can make the program hold, wait for or repeat is bounded here. Those
+//! that an operator may want to change are defaults of the configuration.
+
+use std::time::Duration;
+
+// --- Transactions and votes (protocol §3, §5) ---
+
+/// Inputs of a transaction.
+pub const MAX_INPUTS: usize = 256;
+/// Outputs of a transaction.
+pub const MAX_OUTPUTS: usize = 256;
+/// Bytes of a transaction's JSON, whichever way it comes.
+pub const MAX_TRANSACTION_BYTES: usize = 256 * 1024;
+/// Votes under one signature.
+pub const MAX_VOTES_PER_BATCH: usize = 4_096;
+
+// --- The core's waiting rooms ---
+
+/// How long a transaction waits for its parents before it is `UnknownInput`.
+pub const PARENT_WAIT_MS: u64 = 5_000;
+/// How long after a conflict is known a member votes `Abort`.
+pub const CONFLICT_WAIT_MS: u64 = 1_000;
+/// Transactions in flight; beyond this, wallets are told `Busy`.
+pub const MAX_IN_FLIGHT: usize = 200_000;
+/// Transactions that wait for their parents.
+pub const MAX_WAITING_FOR_PARENTS: usize = 4_096;
+/// Transactions known by one member's votes only, for each member.
+pub const MAX_UNKNOWN_PER_MEMBER: usize = 16_384;
+/// Contradicting transactions kept as evidence, for each member.
+pub const MAX_EVIDENCE_PER_MEMBER: usize = 4_096;
+/// How long votes on an unknown transaction wait before its body is asked for.
+pub const UNKNOWN_BODY_WAIT_MS: u64 = 300;
+/// How old a transaction in flight is when its votes are first sent again.
+pub const RESEND_AFTER_MS: u64 = 1_000;
+/// How long after that they are sent once more, and so on.
+pub const RESEND_EVERY_MS: u64 = 3_000;
+/// Transactions that one tick sends again.
+pub const MAX_RESENDS_PER_TICK: usize = 1_024;
+/// How often the core looks at its timers.
+pub const TICK: Duration = Duration::from_millis(100);
+
+// --- The ledger ---
+
+/// Events that wait for the ledger; when it is full, senders are told `Busy`.
+pub const LEDGER_QUEUE: usize = 8_192;
+/// Events that one commit takes together.
+pub const MAX_EVENTS_PER_COMMIT: usize = 256;
+/// Values that wait for the verify pool.
+pub const VERIFY_QUEUE: usize = 8_192;
+/// Values whose signatures are checked together.
+pub const VERIFY_BATCH: usize = 64;
+/// Reads of the database that may run at once.
+pub const MAX_CONCURRENT_READS: usize = 32;
+
+// --- The database ---
+
+/// Bytes of a value in sled; longer records are split into rows (blobs are never synced).
+pub const MAX_ROW_BYTES: usize = 7 * 1024;
+
+// --- Frames and messages (protocol §8, §9) ---
+
+/// Bytes of a peer's frame.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a frame before the handshake is done.
+pub const MAX_HANDSHAKE_FRAME_BYTES: usize = 64 * 1024;
+/// Bytes of a wallet's WebSocket message.
+pub const MAX_WALLET_MESSAGE_BYTES: usize = 256 * 1024;
+/// Bytes at which a paged answer is cut.
+pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// How long a handshake may stand still.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may be silent.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How often a silent connection is pinged.
+pub const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long the older of two live instances of a key has to answer a ping.
+pub const DUPLICATE_PROBE: Duration = Duration::from_secs(5);
+/// How long a write may stand still before the connection is closed.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Characters of a `request_id`, a `subscriber_id`, a `user_agent`.
+pub const MAX_TEXT: usize = 128;
+
+// --- Connections ---
+
+/// Connections of wallets and strangers, all together.
+pub const MAX_CONNECTIONS: usize = 4_096;
+/// Connections from one IP address.
+pub const MAX_CONNECTIONS_PER_IP: usize = 1_024;
+/// Connections whose handshake is not done.
+pub const MAX_PENDING_HANDSHAKES: usize = 128;
+/// HTTP connections.
+pub const MAX_HTTP_CONNECTIONS: usize = 64;
+/// Bytes of an HTTP request's head.
+pub const MAX_HTTP_HEAD_BYTES: usize = 16 * 1024;
+/// Messages that wait for a member's socket; when it is full, the member is disconnected.
+pub const PEER_QUEUE: usize = 16_384;
+/// Bytes that wait for a member's socket.
+pub const PEER_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Messages that wait for a wallet's socket; whoever adds to a full one waits.
+pub const WALLET_QUEUE: usize = 32;
+/// Transactions of which one connection hears every change of status.
+pub const MAX_WATCHED_PER_CONNECTION: usize = 16_384;
+/// Messages a second from a wallet.
+pub const WALLET_MESSAGES_PER_SECOND: u32 = 20_000;
+/// Bad signatures that a connection may send before it is closed; it earns one back a second.
+pub const SIGNATURE_FAILURES: u32 = 32;
+/// Messages that say nothing (malformed, unknown) before a connection is closed.
+pub const BAD_MESSAGES: u32 = 256;
+/// The first wait before a member is dialled again.
+pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The longest wait before a member is dialled again.
+pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a dial may take.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often members tell each other what they have in flight.
+pub const STATUS_EVERY: Duration = Duration::from_secs(3);
+/// Transactions that one `Status` names.
+pub const MAX_STATUS_IN_FLIGHT: usize = 4_096;
+/// Transactions that one `GetTransactions` asks for.
+pub const MAX_TRANSACTIONS_PER_REQUEST: usize = 1_024;
+/// Entries of one page of `GetFinalized`.
+pub const MAX_FINALIZED_PER_PAGE: usize = 1_000;
+
+// --- The wallets' feed (protocol §9) ---
+
+/// Outpoints of one `UTXOStateQuery`.
+pub const MAX_OUTPOINTS_PER_QUERY: usize = 4_096;
+/// Addresses of one `AddressQuery`.
+pub const MAX_ADDRESSES_PER_QUERY: usize = 1_024;
+/// UTXOs of one page of `AddressQuery`.
+pub const MAX_UTXOS_PER_PAGE: usize = 1_000;
+/// Addresses and outpoints of one subscription.
+pub const MAX_SUBSCRIPTION_FILTERS: usize = 4_096;
+/// Subscriptions that are remembered, all together.
+pub const MAX_SUBSCRIPTIONS: usize = 200_000;
+/// Live subscriptions of one connection.
+pub const MAX_SUBSCRIPTIONS_PER_CONNECTION: usize = 1_024;
+/// Changes that wait in memory for a live subscription; behind that it reads the log.
+pub const FEED_QUEUE: usize = 128;
+/// Change-log entries that are read at once.
+pub const FEED_READ: usize = 2_048;
+/// How long an abandoned subscription is remembered.
+pub const SUBSCRIPTION_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -1,0 +1,19 @@
+//! Speaks: frames, messages, handshakes, peers, WebSocket.
+//!
+//! The only room that owns sockets. It never meets the database: what it sends was made
+//! durable by whoever hands it over, and what it receives goes to a [`Handler`]. Every
+//! queue in it is bounded (see [`crate::limits`]), and a slow or hostile peer costs
+//! nobody else anything.
+
+mod handshake;
+mod message;
+
+pub use handshake::{Hello, HandshakeError, Role, handshake_message};
+pub use message::{
+    AddressQuery, AddressResponse, Authenticate, BlockNotification, Blocks, CertifiedTransaction, DecidedBlock,
+    ErrorCode, ErrorMessage, FinalityProof, Finalized, GetBlocks, GetFinalized, GetTransactions, Incoming,
+    NetworkMessage, Nonce, RejectionMessage, RequestId, Status, StateEntry, TransactionRejected, TransactionStatus,
+    TransactionStatusKind, TransactionStatusQuery, Transactions, UTXOSnapshot, UTXOStateNotification,
+    UTXOStateNotificationMessage, UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
+    UTXOUnsubscribed, encode, parse,
+};

@@ -1,0 +1,198 @@
+//! Tagged hashes and the 32-byte newtypes made of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{Error as _, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// `SHA-256(SHA-256(tag) || SHA-256(tag) || parts...)`, the tagged hash of BIP-340.
+pub fn tagged_hash(tag: &str, parts: &[&[u8]]) -> [u8; 32] {
+    let tag = Sha256::digest(tag.as_bytes());
+    let mut hasher = Sha256::new();
+    hasher.update(tag);
+    hasher.update(tag);
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}
+
+/// Why a text is not the lower-case hex of a fixed number of bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected} lower-case hex digits")]
+pub struct ParseHexError {
+    expected: usize,
+}
+
+/// Decodes lower-case hex into exactly `N` bytes; one value has one text.
+pub(super) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseHexError> {
+    let error = ParseHexError { expected: 2 * N };
+    let mut bytes = [0; N];
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(error);
+    }
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| error)?;
+    Ok(bytes)
+}
+
+struct HexVisitor<const N: usize>;
+
+impl<const N: usize> Visitor<'_> for HexVisitor<N> {
+    type Value = [u8; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lower-case hex digits", 2 * N)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<[u8; N], E> {
+        parse_hex(text).map_err(E::custom)
+    }
+}
+
+/// Hex in JSON and TOML, raw bytes in bincode.
+pub(super) fn serialize_bytes<const N: usize, S: Serializer>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
+    if serializer.is_human_readable() {
+        let mut text = [0_u8; 128];
+        let text = &mut text[..2 * N];
+        hex::encode_to_slice(bytes, text).map_err(serde::ser::Error::custom)?;
+        serializer.serialize_str(std::str::from_utf8(text).map_err(serde::ser::Error::custom)?)
+    } else {
+        use serde::ser::SerializeTuple;
+        let mut tuple = serializer.serialize_tuple(N)?;
+        for byte in bytes {
+            tuple.serialize_element(byte)?;
+        }
+        tuple.end()
+    }
+}
+
+/// The inverse of [`serialize_bytes`].
+pub(super) fn deserialize_bytes<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
+    if deserializer.is_human_readable() {
+        return deserializer.deserialize_str(HexVisitor::<N>);
+    }
+    struct TupleVisitor<const N: usize>;
+    impl<'de, const N: usize> Visitor<'de> for TupleVisitor<N> {
+        type Value = [u8; N];
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{N} bytes")
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<[u8; N], A::Error> {
+            let mut bytes = [0; N];
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                *byte = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(i, &self))?;
+            }
+            Ok(bytes)
+        }
+    }
+    deserializer.deserialize_tuple(N, TupleVisitor::<N>)
+}
+
+/// Declares a newtype over raw bytes with hex text, ordering and serde.
+macro_rules! fixed_bytes {
+    ($(#[$doc:meta])* $name:ident, $len:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; $len]);
+
+        impl $name {
+            /// The value with these raw bytes.
+            pub const fn from_bytes(bytes: [u8; $len]) -> Self {
+                Self(bytes)
+            }
+
+            /// The raw bytes.
+            pub const fn as_bytes(&self) -> &[u8; $len] {
+                &self.0
+            }
+        }
+
+        impl AsRef<[u8]> for $name {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseHexError;
+
+            fn from_str(text: &str) -> Result<Self, ParseHexError> {
+                parse_hex(text).map(Self)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                $crate::types::hash::serialize_bytes(&self.0, serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::types::hash::deserialize_bytes(deserializer).map(Self)
+            }
+        }
+    };
+}
+pub(super) use fixed_bytes;
+
+fixed_bytes!(
+    /// Any 32-byte hash that has no type of its own: Merkle nodes, digests, nonces.
+    Hash32, 32
+);
+fixed_bytes!(
+    /// The identity of a transaction: `H("TIME/tx", canonical bytes)`. Keys and
+    /// signatures are not in it, so nobody but the author can change it.
+    Txid, 32
+);
+fixed_bytes!(
+    /// The hash of a block's header, which commits to its entries.
+    BlockHash, 32
+);
+fixed_bytes!(
+    /// The hash of the genesis file: the identity of a network, in everything signed.
+    GenesisHash, 32
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_has_one_text() {
+        let txid = Txid::from_bytes([0xab; 32]);
+        let text = txid.to_string();
+        assert_eq!(text.parse::<Txid>(), Ok(txid));
+        assert!(text.to_uppercase().parse::<Txid>().is_err());
+        assert!(text[1..].parse::<Txid>().is_err());
+        assert!(format!("{text}00").parse::<Txid>().is_err());
+        assert!("zz".repeat(32).parse::<Txid>().is_err());
+    }
+
+    #[test]
+    fn json_is_hex_and_bincode_is_raw() {
+        let txid = Txid::from_bytes([7; 32]);
+        let json = serde_json::to_string(&txid).unwrap();
+        assert_eq!(json, format!("\"{}\"", "07".repeat(32)));
+        assert_eq!(serde_json::from_str::<Txid>(&json).unwrap(), txid);
+        let raw = bincode::serialize(&txid).unwrap();
+        assert_eq!(raw, [7; 32]);
+        assert_eq!(bincode::deserialize::<Txid>(&raw).unwrap(), txid);
+    }
+}
