@@ -4,4 +4,5 @@ pub mod consensus;
 pub mod db;
 pub mod limits;
 pub mod net;
+pub mod node;
 pub mod types;

@@ -26,7 +26,7 @@ impl Machine {
         }
         let rivals = self.pending.rivals(transaction);
         let txid = transaction.txid();
-        self.pending.attach(transaction, step.now.ms);
+        self.pending.attach(transaction);
         for outpoint in transaction.spends() {
             let replaced = self.evidence.insert((member, outpoint), txid);
             self.forget_evidence(replaced.filter(|old| *old != txid));

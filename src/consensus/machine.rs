@@ -85,6 +85,8 @@ pub enum Progress {
     },
     /// Refused; nothing was changed.
     Rejected(Rejection),
+    /// Nothing is known of it here.
+    Unknown,
 }
 
 /// What has to happen once the step's changes are durable.
@@ -321,7 +323,7 @@ impl Machine {
     pub fn recover(&mut self, recovered: Vec<Recovered>, now: Now) {
         for Recovered { in_flight, votes, certificates } in recovered {
             let txid = in_flight.transaction.txid();
-            let pending = self.pending.attach(&in_flight.transaction, now.ms);
+            let pending = self.pending.attach(&in_flight.transaction);
             pending.recorded = true;
             pending.locked_at = in_flight.locked_at;
             for kind in votes {
@@ -390,6 +392,24 @@ impl Machine {
         })
     }
 
+    /// Answers a wallet that asks where a transaction stands.
+    pub fn query<V: View>(&self, step: &mut Step<'_, V>, ticket: Ticket, txid: Txid) {
+        let progress = match step.view().settled(&txid) {
+            Some(settled) => Progress::Finalized { settled, certificate: None },
+            None => self.progress(&txid).unwrap_or(Progress::Unknown),
+        };
+        step.act(Action::Reply { ticket, txid, progress });
+    }
+
+    /// Refuses a transaction whose signatures do not verify, naming the first rule in the
+    /// protocol's order that it breaks. It is not kept, and its txid is not held against
+    /// a good copy.
+    pub fn refuse_unsigned<V: View>(&self, step: &mut Step<'_, V>, ticket: Ticket, transaction: &Transaction) {
+        let broken = check_ledger(transaction, &self.rules, &step.view()).err();
+        let rejection = broken.unwrap_or(Rejection::InvalidSignature);
+        refuse(step, Source::Wallet(ticket), transaction.txid(), rejection);
+    }
+
     /// Handles one event.
     pub fn handle<V: View>(&mut self, step: &mut Step<'_, V>, event: Event) {
         match event {
@@ -449,7 +469,7 @@ impl Machine {
         let verdict = check_ledger(&transaction, &self.rules, &step.view());
         // Votes or a certificate came before the body: it is needed whatever the verdict.
         if self.pending.get(&txid).is_some_and(|p| p.transaction.is_none()) {
-            self.pending.attach(&transaction, step.now.ms);
+            self.pending.attach(&transaction);
             self.ready.push_back(txid);
         }
         match verdict {
@@ -492,7 +512,7 @@ impl Machine {
         let txid = transaction.txid();
         let votes = self.may_vote();
         let now = step.now;
-        let pending = self.pending.attach(transaction, now.ms);
+        let pending = self.pending.attach(transaction);
         pending.recorded = true;
         if votes {
             pending.locked_at = Some(now.unix);
@@ -531,7 +551,7 @@ impl Machine {
                 }
                 self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
             }
-            let pending = self.pending.entry(txid, step.now.ms);
+            let pending = self.pending.entry(txid);
             let unknown = pending.transaction.is_none() && !pending.voted_by(member);
             pending.tallies.of_mut(kind).add(&self.committee, CountedVote { batch: Arc::clone(batch), index });
             if pending.certify(&self.committee, kind, txid) {
@@ -555,7 +575,7 @@ impl Machine {
             }
             self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
         }
-        let place = self.pending.entry(txid, step.now.ms).certificates.of_mut(kind);
+        let place = self.pending.entry(txid).certificates.of_mut(kind);
         if place.is_none() {
             *place = Some(Arc::new(certificate.clone()));
             self.ready.push_back(txid);

@@ -51,6 +51,6 @@ pub use machine::{
     Action, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting,
 };
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
-pub use verified::{Signed, Verified};
+pub use verified::{Signable, Signed, Verified};
 pub use view::{Changes, Finalized, InFlight, Settled, Transition, Utxo, View};
 pub use vote::{CountedVote, MemberBatch, Vote, VoteBatch, VoteError, VoteKind, batch_message, sign_batch};

@@ -85,17 +85,11 @@ pub(super) struct Pending {
     pub(super) tallies: PerKind<Tally>,
     /// C(T), F(T), A(T), as far as they are here.
     pub(super) certificates: PerKind<Option<Arc<Certificate>>>,
-    /// When it was first heard of.
-    pub(super) since_ms: u64,
     /// Whether a conflict is known and its timer runs or has run.
     pub(super) contradicted: bool,
 }
 
 impl Pending {
-    pub(super) fn new(since_ms: u64) -> Self {
-        Self { since_ms, ..Self::default() }
-    }
-
     pub(super) fn certificate(&self, kind: VoteKind) -> Option<&Arc<Certificate>> {
         self.certificates.of(kind).as_ref()
     }
@@ -151,8 +145,8 @@ impl PendingTable {
         self.by_txid.get_mut(txid)
     }
 
-    pub(super) fn entry(&mut self, txid: Txid, now_ms: u64) -> &mut Pending {
-        self.by_txid.entry(txid).or_insert_with(|| Pending::new(now_ms))
+    pub(super) fn entry(&mut self, txid: Txid) -> &mut Pending {
+        self.by_txid.entry(txid).or_default()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Txid, &Pending)> {
@@ -165,12 +159,12 @@ impl PendingTable {
     }
 
     /// Gives a pending transaction its body.
-    pub(super) fn attach(&mut self, transaction: &Arc<Transaction>, now_ms: u64) -> &mut Pending {
+    pub(super) fn attach(&mut self, transaction: &Arc<Transaction>) -> &mut Pending {
         let txid = transaction.txid();
         for outpoint in transaction.spends() {
             self.spenders.entry(outpoint).or_default().insert(txid);
         }
-        let pending = self.by_txid.entry(txid).or_insert_with(|| Pending::new(now_ms));
+        let pending = self.by_txid.entry(txid).or_default();
         pending.transaction = Some(Arc::clone(transaction));
         pending
     }

@@ -1,5 +1,11 @@
 //! Values whose signatures have been checked.
 
+use std::sync::Arc;
+
+use super::certificate::CheckedCertificate;
+use super::machine::{Event, Source};
+use super::validate::SignedTransaction;
+use super::vote::MemberBatch;
 use crate::types::{SignatureItem, verify_batch};
 
 /// Something with signatures that can be checked without knowing the ledger.
@@ -49,6 +55,38 @@ impl<T: Signed> Verified<T> {
             if verify_batch(&items) { Ok(Self(value)) } else { Err(value) }
         };
         values.into_iter().zip(items).map(check).collect()
+    }
+}
+
+/// What comes from outside under signatures: the three kinds, for checking them together.
+#[derive(Debug, Clone)]
+pub enum Signable {
+    /// A transaction, signed by the owners of its inputs.
+    Transaction(SignedTransaction),
+    /// Votes of a member.
+    Votes(MemberBatch),
+    /// Votes of a quorum.
+    Certificate(CheckedCertificate),
+}
+
+impl Signed for Signable {
+    fn signature_items(&self) -> Vec<SignatureItem> {
+        match self {
+            Self::Transaction(transaction) => transaction.signature_items(),
+            Self::Votes(batch) => batch.signature_items(),
+            Self::Certificate(certificate) => certificate.signature_items(),
+        }
+    }
+}
+
+impl Verified<Signable> {
+    /// The event that it is to the machine; `source` says who sent a transaction.
+    pub fn into_event(self, source: Source) -> Event {
+        match self.0 {
+            Signable::Transaction(transaction) => Event::Transaction { transaction: Verified(transaction), source },
+            Signable::Votes(batch) => Event::Votes(Arc::new(Verified(batch))),
+            Signable::Certificate(certificate) => Event::Certificate(Verified(certificate)),
+        }
     }
 }
 

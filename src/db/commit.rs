@@ -40,6 +40,19 @@ impl<T> Durable<T> {
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Durable<U> {
         Durable(f(self.0))
     }
+
+    /// The value taken apart; both parts are as durable as the whole.
+    pub fn split<A, B>(self, f: impl FnOnce(T) -> (A, B)) -> (Durable<A>, Durable<B>) {
+        let (a, b) = f(self.0);
+        (Durable(a), Durable(b))
+    }
+}
+
+impl<T> Durable<Vec<T>> {
+    /// Each of the values.
+    pub fn each(self) -> impl Iterator<Item = Durable<T>> {
+        self.0.into_iter().map(Durable)
+    }
 }
 
 /// All that one commit writes.

@@ -5,10 +5,17 @@
 //! queue in it is bounded (see [`crate::limits`]), and a slow or hostile peer costs
 //! nobody else anything.
 
+mod connection;
+mod frame;
 mod handshake;
 mod message;
+mod peer;
+mod peer_manager;
+mod websocket;
 
-pub use handshake::{Hello, HandshakeError, Role, handshake_message};
+pub use connection::{Closed, Connection, ConnectionId, Mailbox};
+pub use frame::{FrameError, read_frame, write_frame};
+pub use handshake::{HandshakeError, Hello, PROTOCOL_VERSION, Role, handshake_message};
 pub use message::{
     AddressQuery, AddressResponse, Authenticate, BlockNotification, Blocks, CertifiedTransaction, DecidedBlock,
     ErrorCode, ErrorMessage, FinalityProof, Finalized, GetBlocks, GetFinalized, GetTransactions, Incoming,
@@ -17,3 +24,4 @@ pub use message::{
     UTXOStateNotificationMessage, UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
     UTXOUnsubscribed, encode, parse,
 };
+pub use peer_manager::{Handler, Handling, PeerConfig, PeerManager};

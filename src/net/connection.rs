@@ -1,0 +1,395 @@
+//! One connection, whatever carries it: its queue, its allowances, its end.
+//!
+//! Each has a reader and a writer task. The reader hands each message to the handler and
+//! waits for it, so a peer that sends too fast is slowed by its own socket. What is sent
+//! waits in a bounded queue: a member whose queue is full is disconnected (it will be
+//! greeted again), while whoever answers a wallet waits for room.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
+
+use super::message::{ErrorCode, ErrorMessage, NetworkMessage, Nonce, RequestId, encode, parse};
+use super::peer_manager::PeerManager;
+use crate::consensus::MemberIndex;
+use crate::limits::{
+    BAD_MESSAGES, MAX_WATCHED_PER_CONNECTION, PEER_QUEUE, PEER_QUEUE_BYTES, PING_EVERY, SIGNATURE_FAILURES,
+    SILENCE_TIMEOUT, WALLET_MESSAGES_PER_SECOND, WALLET_QUEUE, WRITE_TIMEOUT,
+};
+
+/// Statuses that may wait on one connection: each watched transaction has a few.
+const PUSH_QUEUE: usize = 4 * MAX_WATCHED_PER_CONNECTION;
+
+/// A connection's number, unique while the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub(super) u64);
+
+/// The other side has gone, or was sent away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the connection is closed")]
+pub struct Closed;
+
+/// An allowance that refills with time.
+#[derive(Debug)]
+struct Allowance {
+    left: f64,
+    most: f64,
+    per_second: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    fn new(most: u32, per_second: f64) -> Self {
+        Self { left: f64::from(most), most: f64::from(most), per_second, at: Instant::now() }
+    }
+
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        self.left = (self.left + now.duration_since(self.at).as_secs_f64() * self.per_second).min(self.most);
+        self.at = now;
+        if self.left < 1.0 {
+            return false;
+        }
+        self.left -= 1.0;
+        true
+    }
+}
+
+#[derive(Debug)]
+struct Allowances {
+    messages: Allowance,
+    bad_messages: Allowance,
+    bad_signatures: Allowance,
+}
+
+/// A connection to a member, an observer or a wallet.
+#[derive(Debug)]
+pub struct Connection {
+    id: ConnectionId,
+    member: Option<MemberIndex>,
+    address: SocketAddr,
+    queue: mpsc::Sender<Bytes>,
+    queued_bytes: AtomicUsize,
+    pushed: Mutex<VecDeque<(NetworkMessage, Option<RequestId>)>>,
+    push: Notify,
+    closing: watch::Sender<Option<Option<Bytes>>>,
+    heard: AtomicU64,
+    started: Instant,
+    allowances: Mutex<Allowances>,
+}
+
+impl Connection {
+    pub(super) fn new(id: u64, member: Option<MemberIndex>, address: SocketAddr) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+        let (queue, receiver) = mpsc::channel(if member.is_some() { PEER_QUEUE } else { WALLET_QUEUE });
+        let allowances = Allowances {
+            messages: Allowance::new(WALLET_MESSAGES_PER_SECOND, f64::from(WALLET_MESSAGES_PER_SECOND)),
+            bad_messages: Allowance::new(BAD_MESSAGES, 1.0),
+            bad_signatures: Allowance::new(SIGNATURE_FAILURES, 1.0),
+        };
+        let connection = Self {
+            id: ConnectionId(id),
+            member,
+            address,
+            queue,
+            queued_bytes: AtomicUsize::new(0),
+            pushed: Mutex::new(VecDeque::new()),
+            push: Notify::new(),
+            closing: watch::Sender::new(None),
+            heard: AtomicU64::new(0),
+            started: Instant::now(),
+            allowances: Mutex::new(allowances),
+        };
+        (Arc::new(connection), receiver)
+    }
+
+    /// Its number.
+    pub const fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// The member that has proved its key, if it is one.
+    pub const fn member(&self) -> Option<MemberIndex> {
+        self.member
+    }
+
+    /// The other side's address.
+    pub const fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    /// Queues a message without waiting. If there is no room the connection is closed:
+    /// a member is never skipped.
+    pub fn send_now(&self, bytes: Bytes) {
+        let waiting = self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if waiting > PEER_QUEUE_BYTES || self.queue.try_send(bytes).is_err() {
+            self.close(None);
+        }
+    }
+
+    /// Queues a message, waiting for room.
+    pub async fn send(&self, bytes: Bytes) -> Result<(), Closed> {
+        let mut closing = self.closing.subscribe();
+        self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        tokio::select! {
+            sent = self.queue.send(bytes) => sent.map_err(|_| Closed),
+            _ = closing.wait_for(Option::is_some) => Err(Closed),
+        }
+    }
+
+    /// Queues an answer, waiting for room.
+    pub async fn answer(&self, message: &NetworkMessage, request_id: Option<&str>) -> Result<(), Closed> {
+        self.send(encode(message, request_id)).await
+    }
+
+    /// Leaves a status for the writer to fetch, from where one cannot wait. The queue is
+    /// bounded by what the connection may watch.
+    pub fn push(&self, message: NetworkMessage, request_id: Option<RequestId>) {
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        if pushed.len() >= PUSH_QUEUE {
+            drop(pushed);
+            return self.close(None);
+        }
+        pushed.push_back((message, request_id));
+        drop(pushed);
+        self.push.notify_one();
+    }
+
+    /// Refuses a message; too many refusals close the connection.
+    pub async fn refuse(&self, error: ErrorMessage) -> Result<(), Closed> {
+        let allowed = self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_messages.take();
+        let request_id = error.request_id.clone();
+        if !allowed {
+            self.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many refused messages"));
+            return Err(Closed);
+        }
+        self.answer(&NetworkMessage::Error(error), request_id.as_deref()).await
+    }
+
+    /// Counts a bad signature; too many close the connection.
+    pub fn count_bad_signature(&self) {
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_signatures.take() {
+            self.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many bad signatures"));
+        }
+    }
+
+    fn may_send(&self) -> bool {
+        // Members are slowed by their sockets; they have nothing to gain from a flood.
+        self.member.is_some()
+            || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).messages.take()
+    }
+
+    /// Closes the connection; what is queued may be lost.
+    pub fn close(&self, last_words: Option<Bytes>) {
+        self.closing.send_if_modified(|closing| {
+            let first = closing.is_none();
+            if first {
+                *closing = Some(last_words);
+            }
+            first
+        });
+    }
+
+    /// Says why, and closes.
+    pub fn close_with(&self, error: &ErrorMessage) {
+        self.close(Some(encode(&NetworkMessage::Error(error.clone()), error.request_id.as_deref())));
+    }
+
+    /// Whether it has been closed.
+    pub fn is_closed(&self) -> bool {
+        self.closing.borrow().is_some()
+    }
+
+    /// Waits until it is closed.
+    pub async fn closed(&self) {
+        // The sender lives in `self`, so this cannot fail while we are here.
+        let _closed = self.closing.subscribe().wait_for(Option::is_some).await.is_ok();
+    }
+
+    /// Milliseconds since the connection was made at which it was last heard.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn age_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn take_pushed(&self) -> VecDeque<(NetworkMessage, Option<RequestId>)> {
+        std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The other end of a connection inside this process: what a handler answers comes out
+/// here. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Mailbox {
+    connection: Arc<Connection>,
+    receiver: mpsc::Receiver<Bytes>,
+}
+
+impl Mailbox {
+    /// A connection without a socket, as if from `address`.
+    pub fn open(manager: &PeerManager, address: SocketAddr) -> Self {
+        let (connection, receiver) = manager.make_connection(None, address);
+        Self { connection, receiver }
+    }
+
+    /// This end's connection, for a handler.
+    pub const fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The next message that was sent to it; `None` once it is closed.
+    pub async fn next(&mut self) -> Option<NetworkMessage> {
+        loop {
+            let pushed = {
+                let mut pushed = self.connection.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+                pushed.pop_front()
+            };
+            if let Some((message, _)) = pushed {
+                return Some(message);
+            }
+            tokio::select! {
+                bytes = self.receiver.recv() => return parse(&bytes?).ok().map(|incoming| incoming.message),
+                () = self.connection.push.notified() => {}
+                () = self.connection.closed() => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.connection.close(None);
+    }
+}
+
+/// Where messages come from.
+pub(super) trait Source: Send {
+    /// The next message's bytes; `None` at the end, or the `Error` to end with.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Option<ErrorMessage>>> + Send;
+}
+
+/// Where messages go to.
+pub(super) trait Sink: Send {
+    /// Writes one message into the buffer.
+    fn write(&mut self, message: Bytes) -> impl Future<Output = std::io::Result<()>> + Send;
+    /// Sends what is buffered.
+    fn flush(&mut self) -> impl Future<Output = std::io::Result<()>> + Send;
+    /// Says good-bye.
+    fn close(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs a connection to its end. The handler has been told of it, and is told of the end.
+pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
+    manager: &Arc<PeerManager>,
+    connection: Arc<Connection>,
+    mut source: I,
+    sink: O,
+    receiver: mpsc::Receiver<Bytes>,
+) {
+    let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
+    loop {
+        let next = tokio::select! {
+            next = timeout(SILENCE_TIMEOUT, source.next()) => next,
+            () = connection.closed() => break,
+        };
+        let Ok(next) = next else { break };
+        match next {
+            Ok(Some(bytes)) => {
+                connection.heard.store(connection.age_ms(), Ordering::Relaxed);
+                if receive(manager, &connection, &bytes).await.is_err() {
+                    break;
+                }
+            }
+            Ok(None) | Err(None) => break,
+            Err(Some(error)) => {
+                connection.close_with(&error);
+                break;
+            }
+        }
+    }
+    connection.close(None);
+    manager.gone(&connection);
+    // The writer sees that the connection is closed and ends by itself, also if it is
+    // stuck in a socket that nobody reads.
+    if let Err(error) = writer.await {
+        tracing::error!(%error, "a writer task failed");
+    }
+}
+
+async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes: &[u8]) -> Result<(), Closed> {
+    if !connection.may_send() {
+        connection.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many messages a second"));
+        return Err(Closed);
+    }
+    match parse(bytes) {
+        Ok(incoming) => match incoming.message {
+            NetworkMessage::Ping(nonce) => {
+                connection.answer(&NetworkMessage::Pong(nonce), incoming.request_id.as_deref()).await
+            }
+            NetworkMessage::Pong(_) => Ok(()),
+            _ => {
+                manager.handler().handle(connection, incoming, bytes.len()).await;
+                Ok(())
+            }
+        },
+        Err(error) => connection.refuse(error).await,
+    }
+}
+
+async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: mpsc::Receiver<Bytes>) {
+    let mut closing = connection.closing.subscribe();
+    let mut batch = Vec::new();
+    let mut ping = tokio::time::interval(PING_EVERY);
+    ping.reset();
+    loop {
+        tokio::select! {
+            biased;
+            _ = closing.wait_for(Option::is_some) => break,
+            count = receiver.recv_many(&mut batch, 64) => if count == 0 { break },
+            () = connection.push.notified() => {}
+            _ = ping.tick() => batch.push(encode(&NetworkMessage::Ping(Nonce { nonce: connection.age_ms() }), None)),
+        }
+        let pushed = connection.take_pushed().into_iter().map(|(message, id)| encode(&message, id.as_deref()));
+        let sent = batch.iter().map(Bytes::len).sum::<usize>();
+        let writing = write_all(&mut sink, batch.drain(..).chain(pushed));
+        let done = tokio::select! {
+            done = timeout(WRITE_TIMEOUT, writing) => matches!(done, Ok(Ok(()))),
+            _ = closing.wait_for(Option::is_some) => false,
+        };
+        // A ping was never counted; the counter only has to stay near the truth.
+        let left = connection.queued_bytes.load(Ordering::Relaxed);
+        connection.queued_bytes.fetch_sub(sent.min(left), Ordering::Relaxed);
+        if !done {
+            break;
+        }
+        batch.clear();
+    }
+    let last_words = closing.borrow().clone().flatten();
+    connection.close(None);
+    let farewell = async {
+        if let Some(words) = last_words {
+            write_all(&mut sink, std::iter::once(words)).await?;
+        }
+        sink.close().await;
+        Ok::<(), std::io::Error>(())
+    };
+    if timeout(Duration::from_secs(1), farewell).await.is_err() {
+        tracing::trace!(connection = connection.id.0, "a peer did not take its farewell");
+    }
+}
+
+async fn write_all<O: Sink>(sink: &mut O, messages: impl Iterator<Item = Bytes>) -> std::io::Result<()> {
+    for message in messages {
+        sink.write(message).await?;
+    }
+    sink.flush().await
+}

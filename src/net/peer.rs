@@ -1,0 +1,189 @@
+//! Connections over TCP: the handshake from both sides, then frames.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::connection::{Sink, Source, run};
+use super::frame::{FrameError, read_frame, write_frame};
+use super::handshake::{HandshakeError, Hello, check_hello, check_proof, handshake_message};
+use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, encode, parse};
+use super::peer_manager::{Link, PeerManager, PendingHandshake, Registered};
+use crate::consensus::MemberIndex;
+use crate::limits::{DUPLICATE_PROBE, HANDSHAKE_TIMEOUT, MAX_FRAME_BYTES, MAX_HANDSHAKE_FRAME_BYTES};
+
+/// Why a connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the peer refused: {0:?}: {1}")]
+    Refused(ErrorCode, String),
+    #[error("the peer hung up")]
+    HungUp,
+}
+
+struct Frames {
+    stream: BufReader<OwnedReadHalf>,
+}
+
+impl Source for Frames {
+    async fn next(&mut self) -> Result<Option<Bytes>, Option<ErrorMessage>> {
+        read_frame(&mut self.stream, MAX_FRAME_BYTES).await.map_err(|error| match error {
+            FrameError::Length { .. } => Some(ErrorMessage::new(ErrorCode::TooLarge, error.to_string())),
+            FrameError::Io(_) => None,
+        })
+    }
+}
+
+struct FrameSink {
+    stream: BufWriter<OwnedWriteHalf>,
+}
+
+impl Sink for FrameSink {
+    async fn write(&mut self, message: Bytes) -> io::Result<()> {
+        write_frame(&mut self.stream, &message).await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush().await
+    }
+
+    async fn close(&mut self) {
+        // Nothing can be done for a peer that does not take the end.
+        let _ended = self.stream.shutdown().await.is_ok();
+    }
+}
+
+/// Handshake and life of one TCP connection. One that was accepted holds its place among
+/// those that are being greeted; one that this node dialled has none.
+pub(super) async fn serve(
+    manager: &Arc<PeerManager>,
+    stream: TcpStream,
+    address: SocketAddr,
+    accepted: Option<PendingHandshake>,
+) -> Result<(), PeerError> {
+    let dialled = accepted.is_none();
+    stream.set_nodelay(true)?;
+    let (read, write) = stream.into_split();
+    let mut reader = BufReader::with_capacity(16 * 1024, read);
+    let mut writer = BufWriter::with_capacity(16 * 1024, write);
+    let greeted = timeout(HANDSHAKE_TIMEOUT, handshake(manager, &mut reader, &mut writer)).await;
+    let (hello, member) = match greeted.unwrap_or(Err(PeerError::Handshake(HandshakeError::Timeout))) {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            say_why(&mut writer, &error).await;
+            return Err(error);
+        }
+    };
+    drop(accepted);
+    let (connection, receiver) = manager.make_connection(member, address);
+    if let Some(member) = member {
+        let link = Link { connection: Arc::clone(&connection), instance: hello.instance, dialled_by_us: dialled };
+        if let Err(error) = admit(manager, member, link).await {
+            say_why(&mut writer, &error).await;
+            return Err(error);
+        }
+        tracing::info!(peer = %manager.committee().member(member).id, %address, dialled, "member connected");
+    }
+    manager.came(&connection);
+    run(manager, connection, Frames { stream: reader }, FrameSink { stream: writer }, receiver).await;
+    Ok(())
+}
+
+/// Of two connections between two keys one stays; a second live instance is refused.
+async fn admit(manager: &Arc<PeerManager>, member: MemberIndex, link: Link) -> Result<(), PeerError> {
+    match manager.register_member(member, &link) {
+        Registered::Yes => Ok(()),
+        Registered::Superfluous => Err(PeerError::HungUp),
+        Registered::OtherInstance(old) => {
+            let asked = old.age_ms();
+            old.send_now(encode(&NetworkMessage::Ping(super::message::Nonce { nonce: asked }), None));
+            // It lives if it says anything after the question.
+            let answered = async {
+                while old.heard_ms() <= asked && !old.is_closed() {
+                    tokio::time::sleep(DUPLICATE_PROBE / 50).await;
+                }
+            };
+            let silent = timeout(DUPLICATE_PROBE, answered).await.is_err();
+            if silent || old.is_closed() {
+                tracing::warn!(peer = %manager.committee().member(member).id, "a silent connection is replaced");
+                manager.replace_member(member, &old, link);
+                Ok(())
+            } else {
+                tracing::warn!(peer = %manager.committee().member(member).id, "a second live instance of a member's key");
+                Err(HandshakeError::DuplicateIdentity.into())
+            }
+        }
+    }
+}
+
+async fn say_why(writer: &mut BufWriter<OwnedWriteHalf>, error: &PeerError) {
+    let message = match error {
+        PeerError::Handshake(error) => ErrorMessage::new(error.code(), error.to_string()),
+        PeerError::Frame(error @ FrameError::Length { .. }) => {
+            ErrorMessage::new(ErrorCode::TooLarge, error.to_string())
+        }
+        _ => return,
+    };
+    let farewell = async {
+        write_frame(writer, &encode(&NetworkMessage::Error(message), None)).await?;
+        writer.shutdown().await
+    };
+    // The peer may be gone already; there is nobody else to tell.
+    let _told = timeout(std::time::Duration::from_secs(1), farewell).await.is_ok();
+}
+
+/// Both sides say `Hello`; each masternode then proves its key.
+async fn handshake(
+    manager: &Arc<PeerManager>,
+    reader: &mut BufReader<OwnedReadHalf>,
+    writer: &mut BufWriter<OwnedWriteHalf>,
+) -> Result<(Hello, Option<MemberIndex>), PeerError> {
+    let ours = manager.hello();
+    send(writer, &NetworkMessage::Hello(ours.clone())).await?;
+    let theirs = match receive(reader).await? {
+        NetworkMessage::Hello(hello) => hello,
+        _ => return Err(HandshakeError::Malformed("the first message has to be a Hello").into()),
+    };
+    let member = check_hello(&theirs, &ours, manager.committee())?;
+    if let (Some(key), Some(own)) = (manager.key(), ours.public_key) {
+        let message =
+            handshake_message(&ours.genesis_hash, &theirs.nonce, &ours.nonce, theirs.public_key.as_ref(), &own);
+        send(writer, &NetworkMessage::Authenticate(Authenticate { signature: key.sign(&message) })).await?;
+    }
+    if member.is_some() {
+        match receive(reader).await? {
+            NetworkMessage::Authenticate(Authenticate { signature }) => check_proof(&theirs, &ours, &signature)?,
+            _ => return Err(HandshakeError::Malformed("a masternode has to Authenticate").into()),
+        }
+    }
+    Ok((theirs, member))
+}
+
+async fn send(writer: &mut BufWriter<OwnedWriteHalf>, message: &NetworkMessage) -> Result<(), PeerError> {
+    write_frame(writer, &encode(message, None)).await?;
+    writer.flush().await?;
+    Ok(())
+}
+
+async fn receive(reader: &mut BufReader<OwnedReadHalf>) -> Result<NetworkMessage, PeerError> {
+    let frame = read_frame(reader, MAX_HANDSHAKE_FRAME_BYTES).await?.ok_or(PeerError::HungUp)?;
+    match parse(&frame) {
+        Ok(incoming) => match incoming.message {
+            NetworkMessage::Error(error) => Err(PeerError::Refused(error.code, error.message)),
+            message => Ok(message),
+        },
+        Err(_) => Err(HandshakeError::Malformed("not a message").into()),
+    }
+}

@@ -1,0 +1,407 @@
+//! The feed: wallets hear of every change of their coins, in order, without loss.
+//!
+//! The change log is the truth and a subscription is a cursor on it. sled's subscriber
+//! says that the log grew; once that is durable, the feed reads the new entries once and
+//! hands them to the live subscriptions that they concern. A subscription whose wallet
+//! is slow falls behind: its small queue overflows, it is live no more, and it goes on
+//! reading the log at its own pace until it has caught up. So a slow wallet costs nobody
+//! memory, and nothing is ever skipped.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::db::{DatabaseError, LogEntry, Reader, Subscription, SubscriptionKey};
+use crate::limits::{FEED_QUEUE, FEED_READ};
+use crate::net::{
+    BlockNotification, Closed, Connection, ConnectionId, NetworkMessage, UTXOStateNotification,
+    UTXOStateNotificationMessage, encode,
+};
+use crate::types::{Address, OutPoint};
+
+/// A change with its number; its JSON is made once, by whoever needs it first.
+#[derive(Debug)]
+struct Change {
+    sequence: u64,
+    entry: LogEntry,
+    json: OnceLock<Bytes>,
+}
+
+impl Change {
+    const fn new(sequence: u64, entry: LogEntry) -> Self {
+        Self { sequence, entry, json: OnceLock::new() }
+    }
+
+    fn json(&self, originator: &str) -> Bytes {
+        self.json.get_or_init(|| encode(&notification(self.sequence, &self.entry, originator), None)).clone()
+    }
+}
+
+fn notification(sequence: u64, entry: &LogEntry, originator: &str) -> NetworkMessage {
+    match *entry {
+        LogEntry::Transition(step) => NetworkMessage::UTXOStateNotification(UTXOStateNotificationMessage {
+            sequence,
+            notification: UTXOStateNotification {
+                outpoint: step.outpoint,
+                output: step.output,
+                old_state: step.old_state,
+                new_state: step.new_state,
+                timestamp: step.timestamp,
+                originator: originator.to_owned(),
+            },
+        }),
+        LogEntry::Block { height, block_hash, timestamp_ms } => {
+            NetworkMessage::BlockNotification(BlockNotification {
+                sequence,
+                height,
+                block_hash,
+                timestamp_ms,
+                transactions: Vec::new(),
+            })
+        }
+    }
+}
+
+/// What a subscription follows.
+#[derive(Debug)]
+pub(super) struct Filter {
+    addresses: HashSet<Address>,
+    outpoints: HashSet<OutPoint>,
+}
+
+impl Filter {
+    pub(super) fn of(subscription: &Subscription) -> Self {
+        Self {
+            addresses: subscription.addresses.iter().copied().collect(),
+            outpoints: subscription.outpoints.iter().copied().collect(),
+        }
+    }
+
+    fn matches(&self, entry: &LogEntry) -> bool {
+        match entry {
+            LogEntry::Transition(step) => {
+                self.addresses.contains(&step.output.address) || self.outpoints.contains(&step.outpoint)
+            }
+            LogEntry::Block { .. } => true,
+        }
+    }
+}
+
+/// A subscription that has caught up: the feed pushes into its queue.
+#[derive(Debug)]
+struct Live {
+    session: u64,
+    filter: Arc<Filter>,
+    queue: mpsc::Sender<Arc<Change>>,
+}
+
+/// A running subscription of a connection.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    connection: ConnectionId,
+    cancel: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct FeedState {
+    /// Every live subscription has been given all up to here.
+    position: u64,
+    live: HashMap<SubscriptionKey, Live>,
+    by_address: HashMap<Address, BTreeSet<SubscriptionKey>>,
+    by_outpoint: HashMap<OutPoint, BTreeSet<SubscriptionKey>>,
+    sessions: HashMap<SubscriptionKey, Session>,
+}
+
+/// The feed of one node.
+#[derive(Debug)]
+pub(super) struct Feed {
+    reader: Reader,
+    originator: String,
+    state: Mutex<FeedState>,
+    next_session: AtomicU64,
+    woken: Notify,
+    stopping: AtomicBool,
+    delivered: AtomicU64,
+    /// Durable subscriptions, connected or not.
+    pub(super) stored: AtomicUsize,
+}
+
+impl Feed {
+    pub(super) fn new(reader: Reader, originator: String) -> Self {
+        let state = FeedState { position: reader.durable_head().sequence, ..FeedState::default() };
+        let stored = reader.subscriptions().count();
+        Self {
+            reader,
+            originator,
+            state: Mutex::new(state),
+            next_session: AtomicU64::new(1),
+            woken: Notify::new(),
+            stopping: AtomicBool::new(false),
+            delivered: AtomicU64::new(0),
+            stored: AtomicUsize::new(stored),
+        }
+    }
+
+    /// Notifications that were handed to sockets.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Subscriptions whose wallet is connected.
+    pub(super) fn connected(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, FeedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drains sled's subscriber, for ever. It touches nothing else: an event proves
+    /// nothing, and a full buffer would stop the writer.
+    pub(super) fn drain_events(self: &Arc<Self>, mut events: sled::Subscriber) -> std::io::Result<()> {
+        let feed = Arc::clone(self);
+        let drain = move || {
+            while !feed.stopping.load(Ordering::Relaxed) {
+                match events.next_timeout(Duration::from_millis(200)) {
+                    Ok(_) => feed.woken.notify_one(),
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        std::thread::Builder::new().name("feed-events".into()).spawn(drain).map(drop)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.woken.notify_one();
+    }
+
+    /// Hands what has become durable to the live subscriptions, for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut durable = self.reader.durable();
+        while !self.stopping.load(Ordering::Relaxed) {
+            let up_to = durable.borrow_and_update().sequence;
+            if self.state().position < up_to {
+                if let Err(error) = self.publish(up_to).await {
+                    tracing::error!(%error, "the feed cannot read the change log");
+                    return;
+                }
+                continue;
+            }
+            // The event says that the log grew; the head says when that is durable.
+            self.woken.notified().await;
+            while durable.borrow_and_update().sequence <= up_to && !self.stopping.load(Ordering::Relaxed) {
+                // The event may be of a commit that was seen durable already.
+                tokio::select! {
+                    changed = durable.changed() => if changed.is_err() { return },
+                    () = self.woken.notified() => {}
+                }
+            }
+        }
+    }
+
+    async fn publish(&self, up_to: u64) -> Result<(), DatabaseError> {
+        let position = self.state().position;
+        let entries = self.read(position, up_to).await?;
+        let mut state = self.state();
+        let state = &mut *state;
+        for (sequence, entry) in entries {
+            state.position = sequence;
+            let interested = state.interested(&entry);
+            if interested.is_empty() {
+                continue;
+            }
+            let change = Arc::new(Change::new(sequence, entry));
+            for key in interested {
+                let overflowed = state.live.get(&key).is_some_and(|live| live.queue.try_send(Arc::clone(&change)).is_err());
+                if overflowed {
+                    state.leave(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&self, after: u64, up_to: u64) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
+        let reader = self.reader.clone();
+        let read = tokio::task::spawn_blocking(move || reader.changes(after, up_to, FEED_READ)).await;
+        read.map_err(|error| DatabaseError::Io { what: "reading the change log", source: std::io::Error::other(error) })?
+    }
+
+    /// Begins to stream a subscription to a connection, from after `cursor`. A session of
+    /// the same subscription that is running elsewhere ends.
+    pub(super) fn begin(self: &Arc<Self>, key: SubscriptionKey, filter: Filter, cursor: u64, connection: &Arc<Connection>) {
+        let number = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let cancel = watch::Sender::new(false);
+        let cancelled = cancel.subscribe();
+        let session = Session { number, connection: connection.id(), cancel };
+        {
+            let mut state = self.state();
+            state.leave(&key);
+            if let Some(old) = state.sessions.insert(key, session) {
+                old.cancel.send_replace(true);
+            }
+        }
+        let (feed, connection) = (Arc::clone(self), Arc::clone(connection));
+        tokio::spawn(async move {
+            if connection.is_closed() {
+                return feed.end(&key, number);
+            }
+            let stream = Stream { feed: &feed, key, number, filter: Arc::new(filter), connection: &connection };
+            let mut cancelled = cancelled;
+            tokio::select! {
+                _ended = stream.run(cursor) => {}
+                _ = cancelled.wait_for(|cancelled| *cancelled) => {}
+                () = connection.closed() => {}
+            }
+            feed.end(&key, number);
+        });
+    }
+
+    /// Whether this connection is streaming the subscription.
+    pub(super) fn is_session_of(&self, key: &SubscriptionKey, connection: ConnectionId) -> bool {
+        self.state().sessions.get(key).is_some_and(|session| session.connection == connection)
+    }
+
+    /// How many subscriptions a connection is streaming.
+    pub(super) fn sessions_of(&self, connection: ConnectionId) -> usize {
+        self.state().sessions.values().filter(|session| session.connection == connection).count()
+    }
+
+    /// Whether anybody is streaming the subscription.
+    pub(super) fn has_session(&self, key: &SubscriptionKey) -> bool {
+        self.state().sessions.contains_key(key)
+    }
+
+    /// Ends a subscription's session, whoever has it.
+    pub(super) fn cancel(&self, key: &SubscriptionKey) {
+        let mut state = self.state();
+        state.leave(key);
+        if let Some(session) = state.sessions.remove(key) {
+            session.cancel.send_replace(true);
+        }
+    }
+
+    fn end(&self, key: &SubscriptionKey, number: u64) {
+        let mut state = self.state();
+        if state.live.get(key).is_some_and(|live| live.session == number) {
+            state.leave(key);
+        }
+        if state.sessions.get(key).is_some_and(|session| session.number == number) {
+            state.sessions.remove(key);
+        }
+    }
+}
+
+impl FeedState {
+    fn interested(&self, entry: &LogEntry) -> BTreeSet<SubscriptionKey> {
+        match entry {
+            LogEntry::Transition(step) => {
+                let by_address = self.by_address.get(&step.output.address).into_iter().flatten();
+                by_address.chain(self.by_outpoint.get(&step.outpoint).into_iter().flatten()).copied().collect()
+            }
+            LogEntry::Block { .. } => self.live.keys().copied().collect(),
+        }
+    }
+
+    fn join(&mut self, key: SubscriptionKey, live: Live) {
+        for address in &live.filter.addresses {
+            self.by_address.entry(*address).or_default().insert(key);
+        }
+        for outpoint in &live.filter.outpoints {
+            self.by_outpoint.entry(*outpoint).or_default().insert(key);
+        }
+        self.live.insert(key, live);
+    }
+
+    fn leave(&mut self, key: &SubscriptionKey) {
+        let Some(live) = self.live.remove(key) else { return };
+        for address in &live.filter.addresses {
+            if let Some(keys) = self.by_address.get_mut(address) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_address.remove(address);
+                }
+            }
+        }
+        for outpoint in &live.filter.outpoints {
+            if let Some(keys) = self.by_outpoint.get_mut(outpoint) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_outpoint.remove(outpoint);
+                }
+            }
+        }
+    }
+}
+
+/// One session: a cursor that goes along the log, alternately reading it and being live.
+struct Stream<'a> {
+    feed: &'a Arc<Feed>,
+    key: SubscriptionKey,
+    number: u64,
+    filter: Arc<Filter>,
+    connection: &'a Arc<Connection>,
+}
+
+impl Stream<'_> {
+    async fn run(&self, mut cursor: u64) -> Result<(), Closed> {
+        loop {
+            let durable = self.feed.reader.durable_head().sequence;
+            cursor = self.catch_up(cursor, durable).await?;
+            let Some((mut queue, position)) = self.go_live() else { return Ok(()) };
+            cursor = self.catch_up(cursor, position).await?;
+            while let Some(change) = queue.recv().await {
+                // What was published while this caught up may come twice.
+                if change.sequence > cursor {
+                    self.send(&change).await?;
+                    cursor = change.sequence;
+                }
+            }
+            // The queue overflowed and was closed behind its last change.
+        }
+    }
+
+    /// Joins the live ones, if this session has not been replaced; the position says up to
+    /// where the log still has to be read.
+    fn go_live(&self) -> Option<(mpsc::Receiver<Arc<Change>>, u64)> {
+        let (sender, receiver) = mpsc::channel(FEED_QUEUE);
+        let mut state = self.feed.state();
+        if state.sessions.get(&self.key).is_none_or(|session| session.number != self.number) {
+            return None;
+        }
+        state.leave(&self.key);
+        state.join(self.key, Live { session: self.number, filter: Arc::clone(&self.filter), queue: sender });
+        Some((receiver, state.position))
+    }
+
+    async fn catch_up(&self, mut cursor: u64, up_to: u64) -> Result<u64, Closed> {
+        while cursor < up_to {
+            let entries = self.feed.read(cursor, up_to).await.map_err(|error| {
+                tracing::error!(%error, "a subscription cannot read the change log");
+                Closed
+            })?;
+            let Some((last, _)) = entries.last() else { return Ok(up_to) };
+            let last = *last;
+            for (sequence, entry) in entries {
+                if self.filter.matches(&entry) {
+                    self.send(&Change::new(sequence, entry)).await?;
+                }
+            }
+            cursor = last;
+        }
+        Ok(cursor)
+    }
+
+    async fn send(&self, change: &Change) -> Result<(), Closed> {
+        self.connection.send(change.json(&self.feed.originator)).await?;
+        self.feed.delivered.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,529 @@
+//! The ledger thread: the one writer.
+//!
+//! It drains what has come, lets the machine handle it in order, commits the changes of
+//! the whole batch at once, and only then lets anything leave. While a commit syncs, the
+//! next batch gathers: group commit without a timer, and without a delay when idle.
+//!
+//! The first error stops the node: a batch that could not be made durable never happened,
+//! and a restart recovers from the database.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+
+use super::outbox::Outbox;
+use crate::consensus::{
+    Action, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified, Vote, Voting,
+    sign_batch,
+};
+use crate::db::{CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription, SubscriptionKey};
+use crate::limits::{LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE};
+use crate::types::{Genesis, SecretKey, Transaction, Txid, UnixSeconds};
+
+/// What a ledger is opened with.
+#[derive(Debug)]
+pub struct LedgerConfig {
+    /// The node's name: a member's id, or any for an observer.
+    pub id: String,
+    /// Where the database lives.
+    pub data_dir: PathBuf,
+    /// The network.
+    pub genesis: Genesis,
+    /// The member's key; `None` for an observer.
+    pub key: Option<SecretKey>,
+    /// Bytes of the database's cache.
+    pub cache_bytes: u64,
+}
+
+/// Why a ledger does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database says no.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The key is no member's of this network.
+    #[error("the key {0} is not a masternode's of this network; an observer is configured without a key")]
+    NotMember(crate::types::PublicKey),
+}
+
+/// What the ledger thread is asked to do.
+pub(super) enum Input {
+    /// Something for the machine.
+    Event(Event),
+    /// A wallet's transaction with a bad signature: say what is wrong with it.
+    Unsigned { transaction: Transaction, ticket: Ticket },
+    /// A wallet asks where a transaction stands.
+    Query { txid: Txid, ticket: Ticket },
+    /// Make, replace or cancel a subscription, if the token fits.
+    Subscription(SubscriptionRequest),
+    /// Come to an end.
+    Stop,
+}
+
+/// A change of a durable subscription.
+pub(super) struct SubscriptionRequest {
+    pub(super) key: SubscriptionKey,
+    /// The new one; `None` cancels.
+    pub(super) subscription: Option<Subscription>,
+    /// The hash of the token that the wallet showed; an owner on its own connection needs
+    /// none to cancel.
+    pub(super) token_hash: Option<[u8; 32]>,
+    /// Told when it is durable, or that the subscription is somebody else's.
+    pub(super) done: oneshot::Sender<Durable<Result<SubscriptionDone, NotYours>>>,
+}
+
+/// What became of a subscription request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SubscriptionDone {
+    /// Whether it existed before.
+    pub(super) existed: bool,
+}
+
+/// The token does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotYours;
+
+/// An input with the place that it holds in the queue.
+pub(super) struct Work {
+    pub(super) input: Input,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What the rest of the node may know of the ledger at any time.
+#[derive(Debug)]
+pub struct LedgerHealth {
+    pub(super) in_flight: AtomicUsize,
+    pub(super) commits: AtomicU64,
+    pub(super) finalized: AtomicU64,
+    pub(super) rejected: AtomicU64,
+    pub(super) votes: AtomicU64,
+    pub(super) commit_micros: AtomicU64,
+    pub(super) last_commit: AtomicI64,
+    voting: Mutex<Voting>,
+    stopped: watch::Sender<Option<Result<(), String>>>,
+}
+
+impl LedgerHealth {
+    fn new(voting: Voting) -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            commits: AtomicU64::new(0),
+            finalized: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            votes: AtomicU64::new(0),
+            commit_micros: AtomicU64::new(0),
+            last_commit: AtomicI64::new(0),
+            voting: Mutex::new(voting),
+            stopped: watch::Sender::new(None),
+        }
+    }
+
+    /// Whether this node votes.
+    pub fn voting(&self) -> Voting {
+        *self.voting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Transactions in flight here.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the ledger thread has ended, well (`Ok`) or because it had to (`Err`).
+    pub async fn stopped(&self) -> Result<(), String> {
+        let mut stopped = self.stopped.subscribe();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(Ok(())),
+            Err(_) => Err("the ledger thread vanished".into()),
+        }
+    }
+}
+
+/// The state of all outputs, and the only way to change it.
+///
+/// Opens (and recovers) the database; [`UTXOStateManager::start`] begins the thread that
+/// owns it from then on.
+#[derive(Debug)]
+pub struct UTXOStateManager {
+    id: String,
+    rules: Rules,
+    committee: Arc<Committee>,
+    genesis: Genesis,
+    data_dir: PathBuf,
+    reader: Reader,
+    inputs: Sender<Work>,
+    health: Arc<LedgerHealth>,
+    waiting: Mutex<Option<Waiting>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread will own.
+#[derive(Debug)]
+struct Waiting {
+    database: Database,
+    machine: Machine,
+    key: Option<SecretKey>,
+    receiver: Receiver<Work>,
+}
+
+impl UTXOStateManager {
+    /// Opens the database, making it from the genesis if it is new, and recovers what was
+    /// in flight: locks, votes, certificates.
+    pub fn open(config: LedgerConfig) -> Result<Self, LedgerError> {
+        let committee = Arc::new(Committee::of_genesis(&config.genesis));
+        let public_key = config.key.as_ref().map(SecretKey::public_key);
+        let own = match public_key {
+            Some(key) => Some(committee.index_of(&key).ok_or(LedgerError::NotMember(key))?),
+            None => None,
+        };
+        let Opened { database, recovered } =
+            Database::open(&config.data_dir, &config.genesis, public_key, config.cache_bytes)?;
+        let rules = Rules { network: config.genesis.network(), min_fee: config.genesis.min_fee() };
+        let mut machine = Machine::new(Arc::clone(&committee), rules, own);
+        if let Some(reason) = recovered.suspension {
+            tracing::error!(%reason, "this node does not vote; see `time-db`");
+            machine.suspend(reason);
+        }
+        let in_flight = recovered.in_flight.len();
+        machine.recover(recovered.in_flight, Now { ms: 0, unix: unix_now() });
+        if in_flight > 0 {
+            tracing::info!(in_flight, "recovered transactions in flight, with their locks and votes");
+        }
+        let health = Arc::new(LedgerHealth::new(machine.voting()));
+        let reader = database.reader();
+        // Never full: what waits in it holds a permit, of which there are fewer.
+        let (inputs, receiver) = crossbeam_channel::bounded(2 * (LEDGER_QUEUE + VERIFY_QUEUE));
+        let waiting = Waiting { database, machine, key: config.key, receiver };
+        Ok(Self {
+            id: config.id,
+            rules,
+            committee,
+            genesis: config.genesis,
+            data_dir: config.data_dir,
+            reader,
+            inputs,
+            health,
+            waiting: Mutex::new(Some(waiting)),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// The node's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The rules of its network.
+    pub const fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// The members.
+    pub const fn committee(&self) -> &Arc<Committee> {
+        &self.committee
+    }
+
+    /// The network's beginning.
+    pub const fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// Where the database lives.
+    pub const fn data_dir(&self) -> &PathBuf {
+        &self.data_dir
+    }
+
+    /// Reads the database.
+    pub const fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// How it is doing.
+    pub const fn health(&self) -> &Arc<LedgerHealth> {
+        &self.health
+    }
+
+    pub(super) const fn inputs(&self) -> &Sender<Work> {
+        &self.inputs
+    }
+
+    /// Hands something to the ledger that holds no permit: few and small things only.
+    pub(super) fn tell(&self, input: Input) {
+        if self.inputs.send(Work { input, permit: None }).is_err() {
+            tracing::debug!("the ledger has stopped");
+        }
+    }
+
+    /// Wakes whenever the change log grows; only before [`UTXOStateManager::start`].
+    pub(super) fn watch_changes(&self) -> Option<sled::Subscriber> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.as_ref().map(|waiting| waiting.database.watch_changes())
+    }
+
+    /// Starts the ledger thread; what may leave goes to `outbox`.
+    pub(super) fn start(&self, outbox: Outbox) -> std::io::Result<()> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Waiting { database, machine, key, receiver }) = waiting else { return Ok(()) };
+        let ledger = Ledger {
+            reader: database.reader(),
+            database,
+            machine,
+            key,
+            committee: Arc::clone(&self.committee),
+            inputs: receiver,
+            outbox,
+            health: Arc::clone(&self.health),
+            own_batches: Vec::new(),
+            began: Instant::now(),
+            last_tick: Instant::now(),
+            last_status: Instant::now(),
+            status_after: None,
+        };
+        let health = Arc::clone(&self.health);
+        let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ledger.run()));
+            let reason = match outcome {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(stop)) => Err(stop.to_string()),
+                Err(_) => Err("the ledger thread panicked".into()),
+            };
+            if let Err(reason) = &reason {
+                tracing::error!(%reason, "the ledger has stopped; restart the node to recover");
+            }
+            health.stopped.send_replace(Some(reason));
+        })?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Commits what is queued and ends the thread. Blocks until it has ended.
+    pub(super) fn stop(&self) {
+        self.tell(Input::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the ledger thread panicked");
+        }
+    }
+}
+
+/// Seconds since the Unix epoch; 0 on a clock before it.
+pub(super) fn unix_now() -> UnixSeconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Why the ledger thread ends although nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error("safety fault: {0}")]
+    Fault(Fault),
+}
+
+/// What leaves after a commit.
+pub(super) struct Outgoing {
+    pub(super) actions: Vec<Action>,
+    pub(super) votes: Vec<Vote>,
+    subscriptions: Vec<SubscriptionAnswer>,
+}
+
+type SubscriptionAnswer =
+    (oneshot::Sender<Durable<Result<SubscriptionDone, NotYours>>>, Result<SubscriptionDone, NotYours>);
+
+struct Ledger {
+    database: Database,
+    reader: Reader,
+    machine: Machine,
+    key: Option<SecretKey>,
+    committee: Arc<Committee>,
+    inputs: Receiver<Work>,
+    outbox: Outbox,
+    health: Arc<LedgerHealth>,
+    /// Batches that were signed for the last commit's votes and are not counted yet.
+    own_batches: Vec<Arc<Verified<MemberBatch>>>,
+    began: Instant,
+    last_tick: Instant,
+    last_status: Instant,
+    status_after: Option<Txid>,
+}
+
+impl Ledger {
+    fn run(mut self) -> Result<(), Stop> {
+        self.own_batches = self.sign(self.machine.own_votes());
+        loop {
+            let work = self.gather();
+            let stopping = work.iter().any(|work| matches!(work.input, Input::Stop));
+            self.process(work)?;
+            if stopping {
+                return Ok(());
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), unix: unix_now() }
+    }
+
+    /// Waits for something to do, then takes all that is there, up to a commit's worth.
+    fn gather(&self) -> Vec<Work> {
+        let mut work = Vec::new();
+        if self.own_batches.is_empty() {
+            let wait = TICK.saturating_sub(self.last_tick.elapsed());
+            match self.inputs.recv_timeout(wait) {
+                Ok(first) => work.push(first),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    work.push(Work { input: Input::Stop, permit: None });
+                }
+            }
+        }
+        work.extend(self.inputs.try_iter().take(MAX_EVENTS_PER_COMMIT - work.len()));
+        work
+    }
+
+    /// One batch: decide, commit, and let it leave.
+    fn process(&mut self, work: Vec<Work>) -> Result<(), Stop> {
+        let now = self.now();
+        let view = LedgerView::new(&self.reader);
+        let mut step = Step::new(now, &view);
+        let mut subscriptions = Subscriptions::default();
+        for batch in std::mem::take(&mut self.own_batches) {
+            self.machine.count_own(&mut step, &batch);
+        }
+        let voting = self.machine.voting();
+        let mut permits = Vec::with_capacity(work.len());
+        for Work { input, permit } in work {
+            permits.extend(permit);
+            match input {
+                Input::Event(event) => self.machine.handle(&mut step, event),
+                Input::Unsigned { transaction, ticket } => {
+                    self.machine.refuse_unsigned(&mut step, ticket, &transaction);
+                }
+                Input::Query { txid, ticket } => self.machine.query(&mut step, ticket, txid),
+                Input::Subscription(request) => subscriptions.decide(&self.reader, request)?,
+                Input::Stop => {}
+            }
+        }
+        if self.last_tick.elapsed() >= TICK {
+            self.last_tick = Instant::now();
+            self.machine.handle(&mut step, Event::Tick);
+        }
+        let Step { changes, actions, fault, .. } = step;
+        view.finish()?;
+        if let Some(fault) = fault {
+            return Err(Stop::Fault(fault));
+        }
+        let suspension = self.new_suspension(voting);
+        let outgoing =
+            Outgoing { actions, votes: changes.votes.clone(), subscriptions: std::mem::take(&mut subscriptions.answers) };
+        let finalized = changes.finalized.len();
+        let batch = CommitBatch { changes, subscriptions: subscriptions.rows, suspension };
+        let committing = (!batch.is_empty()).then(Instant::now);
+        let durable = self.database.commit(batch, outgoing)?;
+        drop(permits);
+        self.measure(committing.map(|began| began.elapsed()), finalized);
+        self.let_out(durable);
+        self.say_status();
+        Ok(())
+    }
+
+    fn new_suspension(&self, before: Voting) -> Option<Suspension> {
+        match (before, self.machine.voting()) {
+            (Voting::Active, Voting::Suspended(reason)) => {
+                tracing::error!(%reason, "this node stops voting; see `time-db`");
+                *self.health.voting.lock().unwrap_or_else(PoisonError::into_inner) = Voting::Suspended(reason);
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+
+    /// The commit is durable. Its votes are signed, one signature for each batch, and all
+    /// that it decided leaves.
+    fn let_out(&mut self, durable: Durable<Outgoing>) {
+        let (durable, subscriptions) = durable.split(|outgoing| {
+            let Outgoing { actions, votes, subscriptions } = outgoing;
+            ((actions, votes), subscriptions)
+        });
+        let (actions, votes) = durable.into_inner();
+        self.health.votes.fetch_add(votes.len() as u64, Ordering::Relaxed);
+        let batches = self.sign(votes);
+        let actions = actions.into_iter().map(|action| match action {
+            Action::ResendVotes { to, votes } => super::outbox::Outward::Batches { to, batches: self.sign(votes) },
+            action => super::outbox::Outward::Action(action),
+        });
+        self.outbox.deliver(actions.collect());
+        self.outbox.deliver(vec![super::outbox::Outward::Batches { to: None, batches: batches.clone() }]);
+        self.own_batches.extend(batches);
+        for answer in subscriptions.each() {
+            let (answer, done) = answer.split(|(done, answer)| (answer, done));
+            // The wallet may have gone meanwhile; its subscription is durable all the same.
+            let _told = done.into_inner().send(answer).is_ok();
+        }
+    }
+
+    fn sign(&self, mut votes: Vec<Vote>) -> Vec<Arc<Verified<MemberBatch>>> {
+        let Some(key) = &self.key else { return Vec::new() };
+        let mut batches = Vec::new();
+        while !votes.is_empty() {
+            let rest = votes.split_off(votes.len().min(MAX_VOTES_PER_BATCH));
+            batches.extend(sign_batch(key, &self.committee, votes).map(Arc::new));
+            votes = rest;
+        }
+        batches
+    }
+
+    fn measure(&self, commit: Option<Duration>, finalized: usize) {
+        let health = &self.health;
+        health.in_flight.store(self.machine.in_flight(), Ordering::Relaxed);
+        if let Some(commit) = commit {
+            health.commits.fetch_add(1, Ordering::Relaxed);
+            let micros = u64::try_from(commit.as_micros()).unwrap_or(u64::MAX);
+            health.commit_micros.fetch_add(micros, Ordering::Relaxed);
+            health.last_commit.store(unix_now(), Ordering::Relaxed);
+        }
+        health.finalized.fetch_add(finalized as u64, Ordering::Relaxed);
+    }
+
+    /// Tells the members now and then what is in flight here, so that each can send what
+    /// the other lacks.
+    fn say_status(&mut self) {
+        if self.last_status.elapsed() < STATUS_EVERY {
+            return;
+        }
+        self.last_status = Instant::now();
+        let in_flight = self.machine.in_flight_after(self.status_after, MAX_STATUS_IN_FLIGHT);
+        self.status_after = in_flight.last().copied().filter(|_| in_flight.len() >= MAX_STATUS_IN_FLIGHT);
+        self.outbox.status(in_flight);
+    }
+}
+
+/// The subscription changes of one batch; a later one sees the earlier ones.
+#[derive(Default)]
+struct Subscriptions {
+    rows: Vec<(SubscriptionKey, Option<Subscription>)>,
+    answers: Vec<SubscriptionAnswer>,
+}
+
+impl Subscriptions {
+    fn decide(&mut self, reader: &Reader, request: SubscriptionRequest) -> Result<(), DatabaseError> {
+        let SubscriptionRequest { key, subscription, token_hash, done } = request;
+        let in_batch = self.rows.iter().rev().find(|(other, _)| *other == key).map(|(_, row)| row.clone());
+        let current = match in_batch {
+            Some(row) => row,
+            None => reader.subscription(&key)?,
+        };
+        let yours = current.as_ref().is_none_or(|current| token_hash.is_none_or(|hash| hash == current.token_hash));
+        if !yours {
+            self.answers.push((done, Err(NotYours)));
+            return Ok(());
+        }
+        self.rows.push((key, subscription));
+        self.answers.push((done, Ok(SubscriptionDone { existed: current.is_some() })));
+        Ok(())
+    }
+}

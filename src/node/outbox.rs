@@ -1,0 +1,113 @@
+//! What leaves: turns the core's durable actions into messages.
+//!
+//! Each message is encoded once, however many peers it goes to. Nothing here waits: a
+//! member whose queue is full is disconnected, and a wallet's statuses are left for its
+//! own writer to fetch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::status::StatusHub;
+use crate::consensus::{Action, Certificate, MemberBatch, MemberIndex, Verified, VoteKind};
+use crate::db::Reader;
+use crate::limits::MAX_TRANSACTIONS_PER_REQUEST;
+use crate::net::{
+    CertifiedTransaction, GetTransactions, NetworkMessage, PeerManager, Status, TransactionRejected, Transactions,
+    encode,
+};
+use crate::types::{Transaction, Txid};
+
+/// One thing to let out.
+pub(super) enum Outward {
+    Action(Action),
+    Batches { to: Option<MemberIndex>, batches: Vec<Arc<Verified<MemberBatch>>> },
+}
+
+/// Where durable actions go.
+#[derive(Debug, Clone)]
+pub(super) struct Outbox {
+    pub(super) peers: Arc<PeerManager>,
+    pub(super) statuses: Arc<StatusHub>,
+    pub(super) reader: Reader,
+}
+
+impl Outbox {
+    /// Lets them out in order. The caller has them from a `Durable`.
+    pub(super) fn deliver(&self, outward: Vec<Outward>) {
+        let mut requests: BTreeMap<Option<MemberIndex>, Vec<Txid>> = BTreeMap::new();
+        for outward in outward {
+            match outward {
+                Outward::Batches { to, batches } => {
+                    for batch in batches {
+                        self.send(to, &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
+                    }
+                }
+                Outward::Action(Action::Request { to, txid }) => requests.entry(to).or_default().push(txid),
+                Outward::Action(action) => self.perform(action),
+            }
+        }
+        for (to, mut txids) in requests {
+            txids.sort_unstable();
+            txids.dedup();
+            for chunk in txids.chunks(MAX_TRANSACTIONS_PER_REQUEST) {
+                self.send(to, &NetworkMessage::GetTransactions(GetTransactions { txids: chunk.to_vec() }));
+            }
+        }
+    }
+
+    fn perform(&self, action: Action) {
+        match action {
+            Action::Broadcast(transaction) => {
+                self.send(None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
+            }
+            Action::Send { to, transaction } => {
+                self.send(Some(to), &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
+            }
+            Action::ReturnBatch { to, batch } => {
+                self.send(Some(to), &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
+            }
+            Action::SendCertified { to, transaction, certificate } => {
+                self.send(to, &certified(&transaction, Some(certificate.as_ref().clone())));
+            }
+            Action::SendSettled { to, txid } => self.send_settled(to, &txid),
+            Action::Advise { to, txid, rejection } => {
+                let rejected = TransactionRejected { txid, rejection: (&rejection).into() };
+                self.send(Some(to), &NetworkMessage::TransactionRejected(rejected));
+            }
+            Action::Reply { ticket, txid, progress } => self.statuses.reply(ticket, txid, &progress),
+            Action::Progress { txid, progress } => self.statuses.progress(txid, &progress),
+            // Both are taken apart before they come here.
+            Action::ResendVotes { .. } | Action::Request { .. } => {}
+        }
+    }
+
+    fn send_settled(&self, to: MemberIndex, txid: &Txid) {
+        let found = self.reader.finalized(txid).and_then(|found| {
+            let certificate = self.reader.certificate(txid, VoteKind::Commit)?;
+            Ok(found.map(|(transaction, _)| (transaction, certificate)))
+        });
+        match found {
+            Ok(Some((transaction, certificate))) => self.send(Some(to), &certified(&transaction, certificate)),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%txid, %error, "cannot read a final transaction"),
+        }
+    }
+
+    /// Tells the members what is in flight here.
+    pub(super) fn status(&self, in_flight: Vec<Txid>) {
+        self.send(None, &NetworkMessage::Status(Status { height: 0, in_flight }));
+    }
+
+    fn send(&self, to: Option<MemberIndex>, message: &NetworkMessage) {
+        let bytes = encode(message, None);
+        match to {
+            Some(member) => self.peers.send_to_member(member, bytes),
+            None => self.peers.broadcast(&bytes),
+        }
+    }
+}
+
+fn certified(transaction: &Transaction, certificate: Option<Certificate>) -> NetworkMessage {
+    let entry = CertifiedTransaction { transaction: transaction.to_raw(), certificate };
+    NetworkMessage::Transactions(Transactions { transactions: vec![entry] })
+}

@@ -1,0 +1,378 @@
+//! Answers messages: the way from the wire to the ledger, and the wallets' questions.
+//!
+//! Wire types become domain types here; cheap rules come first, and whatever is signed
+//! goes through the verify pool. Nothing here changes the ledger.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::feed::Feed;
+use super::ledger::{Input, UTXOStateManager, Work};
+use super::status::StatusHub;
+use super::sync::FinalizedSync;
+use super::verify::VerifyPool;
+use crate::consensus::{
+    Event, MemberBatch, MemberIndex, Rejection, Signable, SignedTransaction, Source, VoteBatch, VoteKind, check_form,
+};
+use crate::db::{DatabaseError, Durable, Reader};
+use crate::limits::{
+    MAX_ADDRESSES_PER_QUERY, MAX_CONCURRENT_READS, MAX_OUTPOINTS_PER_QUERY, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST,
+    MAX_TRANSACTION_BYTES, MAX_UTXOS_PER_PAGE,
+};
+use crate::net::{
+    AddressQuery, AddressResponse, CertifiedTransaction, Closed, Connection, ErrorCode, ErrorMessage, Handler, Handling,
+    Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions, UTXOStateQuery,
+    UTXOStateResponse,
+};
+use crate::types::{Address, Network, OutPoint, RawTransaction, Txid};
+
+/// Takes every message of every connection.
+#[derive(Debug)]
+pub struct UTXOProtocolHandler {
+    pub(super) ledger: Arc<UTXOStateManager>,
+    pub(super) statuses: Arc<StatusHub>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) pool: VerifyPool,
+    pub(super) sync: FinalizedSync,
+    reads: Arc<Semaphore>,
+}
+
+/// A refusal on its way to the peer.
+pub(super) type Refusal = ErrorMessage;
+
+pub(super) fn refusal(code: ErrorCode, message: impl Into<String>) -> Refusal {
+    ErrorMessage::new(code, message)
+}
+
+fn too_many(what: &str, limit: usize) -> Refusal {
+    refusal(ErrorCode::TooLarge, format!("at most {limit} {what}"))
+}
+
+fn internal(error: impl std::fmt::Display) -> Refusal {
+    tracing::error!(%error, "a request failed");
+    refusal(ErrorCode::Internal, "the node could not read its database")
+}
+
+fn not_authorized() -> Refusal {
+    refusal(ErrorCode::NotAuthorized, "only authenticated members may send this")
+}
+
+impl Handler for UTXOProtocolHandler {
+    fn connected(&self, connection: &Arc<Connection>) {
+        if let Some(member) = connection.member() {
+            self.ledger.tell(Input::Event(Event::Connected(member)));
+            let ask = self.sync.first_request(member);
+            connection.send_now(crate::net::encode(&NetworkMessage::GetFinalized(ask), None));
+        }
+    }
+
+    fn handle<'a>(&'a self, connection: &'a Arc<Connection>, incoming: Incoming, bytes: usize) -> Handling<'a> {
+        Box::pin(async move {
+            let request_id = incoming.request_id.clone();
+            let answered = match self.dispatch(connection, incoming, bytes).await {
+                Ok(Some(answer)) => connection.answer(&answer.into_inner(), request_id.as_deref()).await,
+                Ok(None) => Ok(()),
+                Err(refused) => connection.refuse(ErrorMessage { request_id, ..refused }).await,
+            };
+            if answered == Err(Closed) {
+                tracing::trace!("a connection closed before its answer");
+            }
+        })
+    }
+
+    fn disconnected(&self, connection: &Arc<Connection>) {
+        self.statuses.forget(connection.id());
+        if let Some(member) = connection.member() {
+            self.sync.lost(member);
+        }
+    }
+}
+
+impl UTXOProtocolHandler {
+    pub(super) fn new(
+        ledger: Arc<UTXOStateManager>,
+        statuses: Arc<StatusHub>,
+        feed: Arc<Feed>,
+        pool: VerifyPool,
+    ) -> Self {
+        let sync = FinalizedSync::new(Arc::clone(ledger.committee()));
+        Self { ledger, statuses, feed, pool, sync, reads: Arc::new(Semaphore::new(MAX_CONCURRENT_READS)) }
+    }
+
+    async fn dispatch(
+        &self,
+        connection: &Arc<Connection>,
+        incoming: Incoming,
+        bytes: usize,
+    ) -> Result<Option<Durable<NetworkMessage>>, Refusal> {
+        let request_id = incoming.request_id;
+        match incoming.message {
+            NetworkMessage::TransactionBroadcast(raw) => {
+                self.transaction(connection, raw, bytes, request_id).await.map(|()| None)
+            }
+            NetworkMessage::Votes(batch) => self.votes(connection, batch).await.map(|()| None),
+            NetworkMessage::Transactions(Transactions { transactions }) => {
+                let member = connection.member().ok_or_else(not_authorized)?;
+                self.certified(connection, member, transactions).await.map(|()| None)
+            }
+            NetworkMessage::Finalized(page) => {
+                let member = connection.member().ok_or_else(not_authorized)?;
+                self.finalized_page(connection, member, page).await.map(|()| None)
+            }
+            NetworkMessage::Status(status) => {
+                let member = connection.member().ok_or_else(not_authorized)?;
+                self.peer_status(connection, member, status).await.map(|()| None)
+            }
+            NetworkMessage::TransactionRejected(advice) => {
+                connection.member().ok_or_else(not_authorized)?;
+                tracing::debug!(txid = %advice.txid, code = advice.rejection.code, "a member refused a transaction");
+                Ok(None)
+            }
+            NetworkMessage::TransactionStatusQuery(query) => {
+                self.status_query(connection, query.txid, request_id).map(|()| None)
+            }
+            NetworkMessage::GetTransactions(query) => self.get_transactions(query.txids).await.map(Some),
+            NetworkMessage::GetFinalized(query) => self.get_finalized(query).await.map(Some),
+            NetworkMessage::UTXOStateQuery(query) => self.state_query(query).await.map(Some),
+            NetworkMessage::AddressQuery(query) => self.address_query(query).await.map(Some),
+            NetworkMessage::UTXOSubscribe(request) => {
+                self.subscribe(connection, request, request_id).await.map(|()| None)
+            }
+            NetworkMessage::UTXOUnsubscribe(request) => self.unsubscribe(connection, request).await.map(Some),
+            NetworkMessage::Hello(_) | NetworkMessage::Authenticate(_) => {
+                Err(refusal(ErrorCode::Malformed, "the handshake is over, or there is none on this connection"))
+            }
+            NetworkMessage::GetBlocks(_) | NetworkMessage::Blocks(_) => {
+                Err(refusal(ErrorCode::UnknownMessage, "this version has no blocks"))
+            }
+            NetworkMessage::Error(error) => {
+                tracing::debug!(code = ?error.code, message = error.message, "a peer refused something");
+                Ok(None)
+            }
+            // Answers that nobody asked for.
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads the database off the runtime's threads; the answer is durable.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<Durable<T>, Refusal> {
+        let permit = Arc::clone(&self.reads).acquire_owned().await.map_err(internal)?;
+        let reader = self.ledger.reader().clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let result = reader.read(read);
+            drop(permit);
+            result
+        });
+        done.await.map_err(internal)?.map_err(internal)
+    }
+
+    async fn transaction(
+        &self,
+        connection: &Arc<Connection>,
+        raw: RawTransaction,
+        bytes: usize,
+        request_id: Option<RequestId>,
+    ) -> Result<(), Refusal> {
+        let txid = raw.txid;
+        let size = if bytes > MAX_TRANSACTION_BYTES { Err(Rejection::TooLarge) } else { Ok(()) };
+        let formed = size.and_then(|()| check_form(raw, &self.ledger.rules()));
+        if let Some(member) = connection.member() {
+            let Ok(transaction) = formed else { return Ok(()) };
+            let signed = Signable::Transaction(self.signed(transaction));
+            let submitted = self.pool.submit_for_member(signed, Source::Member(member), connection).await;
+            return submitted.map_err(|_| busy());
+        }
+        let transaction = match formed {
+            Ok(transaction) => transaction,
+            Err(rejection) => {
+                let refused = self.statuses.plain(txid, TransactionStatusKind::Rejected, Some((&rejection).into()));
+                connection.push(refused, request_id);
+                return Ok(());
+            }
+        };
+        let ticket = self.statuses.open(connection, request_id, Some(txid)).ok_or_else(busy)?;
+        let signed = Signable::Transaction(self.signed(transaction));
+        self.pool.submit(signed, Source::Wallet(ticket), connection).map_err(|_| {
+            self.statuses.cancel(ticket, txid);
+            busy()
+        })
+    }
+
+    fn signed(&self, transaction: crate::types::Transaction) -> SignedTransaction {
+        SignedTransaction::new(transaction, *self.ledger.committee().genesis_hash())
+    }
+
+    async fn votes(&self, connection: &Arc<Connection>, batch: Arc<VoteBatch>) -> Result<(), Refusal> {
+        connection.member().ok_or_else(not_authorized)?;
+        let batch = Arc::unwrap_or_clone(batch);
+        let batch = MemberBatch::new(batch, self.ledger.committee()).map_err(|error| {
+            let code = match error {
+                crate::consensus::VoteError::NotMember => ErrorCode::NotMember,
+                _ => ErrorCode::Malformed,
+            };
+            refusal(code, error.to_string())
+        })?;
+        let submitted = self.pool.submit_for_member(Signable::Votes(batch), Source::Answer, connection).await;
+        submitted.map_err(|_| busy())
+    }
+
+    /// Bodies with certificates, asked for or not. Each part is checked for itself; what
+    /// this node has settled already is passed over.
+    pub(super) async fn certified(
+        &self,
+        connection: &Arc<Connection>,
+        _: MemberIndex,
+        entries: Vec<CertifiedTransaction>,
+    ) -> Result<(), Refusal> {
+        let txids: Vec<Txid> = entries.iter().map(|entry| entry.transaction.txid).collect();
+        let settled = self
+            .read(move |reader| txids.iter().map(|txid| Ok(reader.settled(txid)?.is_some())).collect::<Result<Vec<_>, _>>())
+            .await?
+            .into_inner();
+        for (entry, settled) in entries.into_iter().zip(settled) {
+            if settled {
+                continue;
+            }
+            let txid = entry.transaction.txid;
+            let transaction = check_form(entry.transaction, &self.ledger.rules())
+                .map_err(|rejection| refusal(ErrorCode::Malformed, format!("{txid}: {rejection}")))?;
+            let signed = Signable::Transaction(self.signed(transaction));
+            self.pool.submit_for_member(signed, Source::Answer, connection).await.map_err(|_| busy())?;
+            let Some(certificate) = entry.certificate else { continue };
+            if certificate.txid != txid {
+                return Err(refusal(ErrorCode::Malformed, "a certificate of another transaction"));
+            }
+            let certificate = certificate
+                .check(self.ledger.committee())
+                .map_err(|error| refusal(ErrorCode::Malformed, error.to_string()))?;
+            let certificate = Signable::Certificate(certificate);
+            self.pool.submit_for_member(certificate, Source::Answer, connection).await.map_err(|_| busy())?;
+        }
+        Ok(())
+    }
+
+    fn status_query(
+        &self,
+        connection: &Arc<Connection>,
+        txid: Txid,
+        request_id: Option<RequestId>,
+    ) -> Result<(), Refusal> {
+        let permit = self.pool.permit().map_err(|_| busy())?;
+        let ticket = self.statuses.open(connection, request_id, None).ok_or_else(busy)?;
+        let work = Work { input: Input::Query { txid, ticket }, permit: Some(permit) };
+        self.ledger.inputs().send(work).map_err(|_| {
+            self.statuses.cancel(ticket, txid);
+            busy()
+        })
+    }
+
+    async fn get_transactions(&self, txids: Vec<Txid>) -> Result<Durable<NetworkMessage>, Refusal> {
+        if txids.len() > MAX_TRANSACTIONS_PER_REQUEST {
+            return Err(too_many("transactions", MAX_TRANSACTIONS_PER_REQUEST));
+        }
+        let genesis = self.ledger.genesis().transaction().clone();
+        let read = move |reader: &Reader| {
+            let (mut transactions, mut bytes) = (Vec::new(), 0);
+            for txid in txids {
+                let found = if txid == genesis.txid() {
+                    Some(CertifiedTransaction { transaction: genesis.to_raw(), certificate: None })
+                } else {
+                    transaction_entry(reader, &txid)?
+                };
+                let Some(entry) = found else { continue };
+                bytes += entry_bytes(&entry);
+                if bytes > MAX_PAGE_BYTES && !transactions.is_empty() {
+                    break;
+                }
+                transactions.push(entry);
+            }
+            Ok(NetworkMessage::Transactions(Transactions { transactions }))
+        };
+        self.read(read).await
+    }
+
+    async fn state_query(&self, query: UTXOStateQuery) -> Result<Durable<NetworkMessage>, Refusal> {
+        if query.outpoints.len() > MAX_OUTPOINTS_PER_QUERY {
+            return Err(too_many("outpoints", MAX_OUTPOINTS_PER_QUERY));
+        }
+        let outpoints = parse_outpoints(&query.outpoints)?;
+        let read = move |reader: &Reader| {
+            let state = |outpoint: OutPoint| {
+                let utxo = reader.utxo(&outpoint)?;
+                Ok(StateEntry { outpoint, output: utxo.map(|u| u.output), state: utxo.map(|u| u.state) })
+            };
+            let states = outpoints.into_iter().map(state).collect::<Result<_, DatabaseError>>()?;
+            Ok(NetworkMessage::UTXOStateResponse(UTXOStateResponse { states }))
+        };
+        self.read(read).await
+    }
+
+    async fn address_query(&self, query: AddressQuery) -> Result<Durable<NetworkMessage>, Refusal> {
+        if query.addresses.len() > MAX_ADDRESSES_PER_QUERY {
+            return Err(too_many("addresses", MAX_ADDRESSES_PER_QUERY));
+        }
+        let addresses = parse_addresses(&query.addresses, self.ledger.rules().network)?;
+        let after = query.after.as_deref().map(parse_outpoint).transpose()?;
+        let limit = (query.limit as usize).clamp(1, MAX_UTXOS_PER_PAGE);
+        let read = move |reader: &Reader| {
+            let page = reader.address_page(&addresses, after, limit)?;
+            Ok(NetworkMessage::AddressResponse(AddressResponse {
+                utxos: page.utxos,
+                total: page.total,
+                next: page.next.map(|outpoint| outpoint.to_string()),
+                sequence: page.sequence,
+            }))
+        };
+        self.read(read).await
+    }
+}
+
+pub(super) fn busy() -> Refusal {
+    refusal(ErrorCode::Busy, "the node is busy; nothing was done, send it again later")
+}
+
+/// A body with F, else C, else A.
+pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<CertifiedTransaction>, DatabaseError> {
+    let transaction = match reader.finalized(txid)? {
+        Some((transaction, _)) => Some(transaction),
+        None => reader.in_flight(txid)?,
+    };
+    let Some(transaction) = transaction else { return Ok(None) };
+    let certificate = match reader.certificate(txid, VoteKind::Commit)? {
+        Some(certificate) => Some(certificate),
+        None => reader.certificate(txid, VoteKind::Abort)?,
+    };
+    Ok(Some(CertifiedTransaction { transaction: transaction.to_raw(), certificate }))
+}
+
+/// About how many bytes of JSON an entry has, rather more than less.
+pub(super) fn entry_bytes(entry: &CertifiedTransaction) -> usize {
+    let transaction = 256 + 400 * entry.transaction.inputs.len() + 128 * entry.transaction.outputs.len();
+    let votes = entry.certificate.iter().flat_map(|certificate| &certificate.votes);
+    transaction + votes.map(|vote| 320 + 68 * vote.path.len()).sum::<usize>()
+}
+
+pub(super) fn parse_outpoint(text: &str) -> Result<OutPoint, Refusal> {
+    text.parse().map_err(|error| {
+        let text: String = text.chars().take(80).collect();
+        refusal(ErrorCode::InvalidOutpoint, format!("{text:?}: {error}"))
+    })
+}
+
+pub(super) fn parse_outpoints(texts: &[String]) -> Result<Vec<OutPoint>, Refusal> {
+    texts.iter().map(|text| parse_outpoint(text)).collect()
+}
+
+pub(super) fn parse_addresses(texts: &[String], network: Network) -> Result<Vec<Address>, Refusal> {
+    let parse = |text: &String| {
+        Address::parse(text, network).map_err(|error| {
+            let text: String = text.chars().take(80).collect();
+            refusal(ErrorCode::InvalidAddress, format!("{text:?}: {error}"))
+        })
+    };
+    texts.iter().map(parse).collect()
+}

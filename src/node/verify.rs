@@ -1,0 +1,196 @@
+//! The verify pool: signatures are checked on all cores, many at once, before anything
+//! reaches the ledger.
+//!
+//! Everything in it, and in the ledger's queue behind it, holds a permit. Wallets and
+//! members have permits of their own: when the wallets' are used up the next payment is
+//! answered `Busy`, and the votes of members still get through.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::ledger::{Input, Work};
+use crate::consensus::{Signable, Source, Verified};
+use crate::limits::{LEDGER_QUEUE, VERIFY_BATCH, VERIFY_QUEUE};
+use crate::net::{Connection, ErrorCode, ErrorMessage};
+use crate::types::Transaction;
+
+/// Something to check, and for whom.
+struct Job {
+    value: Signable,
+    source: Source,
+    connection: Option<Arc<Connection>>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// There is no room; nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node is busy")]
+pub(super) struct Busy;
+
+/// The pool's entrance.
+#[derive(Debug)]
+pub(super) struct VerifyPool {
+    jobs: Sender<Job>,
+    wallets: Arc<Semaphore>,
+    members: Arc<Semaphore>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl VerifyPool {
+    /// Starts a worker for each core; what they verified goes to `ledger`.
+    pub(super) fn start(ledger: &Sender<Work>) -> std::io::Result<Self> {
+        // Bounded by the permits, each of which is one job.
+        let (jobs, receiver) = crossbeam_channel::bounded(VERIFY_QUEUE + LEDGER_QUEUE);
+        let seen = Arc::new(Mutex::new(RecentlyVerified::default()));
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let start = |i: usize| {
+            let (receiver, ledger, seen) = (receiver.clone(), ledger.clone(), Arc::clone(&seen));
+            std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&receiver, &ledger, &seen))
+        };
+        let workers = (0..cores).map(start).collect::<std::io::Result<_>>()?;
+        Ok(Self {
+            jobs,
+            wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
+            members: Arc::new(Semaphore::new(VERIFY_QUEUE)),
+            workers: Mutex::new(workers),
+        })
+    }
+
+    /// Checks a wallet's transaction, if there is room now.
+    pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
+        let permit = Arc::clone(&self.wallets).try_acquire_owned().map_err(|_| Busy)?;
+        self.enqueue(Job { value, source, connection: Some(Arc::clone(connection)), permit })
+    }
+
+    /// Checks what a member sent, as soon as there is room.
+    pub(super) async fn submit_for_member(
+        &self,
+        value: Signable,
+        source: Source,
+        connection: &Arc<Connection>,
+    ) -> Result<(), Busy> {
+        let permit = Arc::clone(&self.members).acquire_owned().await.map_err(|_| Busy)?;
+        self.enqueue(Job { value, source, connection: Some(Arc::clone(connection)), permit })
+    }
+
+    /// A wallet's place in the ledger's queue, for what needs no check.
+    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit, Busy> {
+        Arc::clone(&self.wallets).try_acquire_owned().map_err(|_| Busy)
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), Busy> {
+        self.jobs.try_send(job).map_err(|_| Busy)
+    }
+
+    /// Lets the workers end; what is queued is dropped with its connections' hopes.
+    pub(super) fn stop(&self) {
+        self.wallets.close();
+        self.members.close();
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// What was verified lately: members send each other the same transactions, and each
+/// signature is worth checking once. Two generations bound it.
+#[derive(Debug, Default)]
+struct RecentlyVerified {
+    young: HashSet<[u8; 32]>,
+    old: HashSet<[u8; 32]>,
+}
+
+impl RecentlyVerified {
+    const GENERATION: usize = 32_768;
+
+    fn contains(&self, key: &[u8; 32]) -> bool {
+        self.young.contains(key) || self.old.contains(key)
+    }
+
+    fn insert(&mut self, key: [u8; 32]) {
+        if self.young.len() >= Self::GENERATION {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key);
+    }
+}
+
+/// A transaction with its keys and signatures in one hash.
+fn witness_hash(transaction: &Transaction) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(transaction.txid().as_bytes());
+    for input in transaction.inputs() {
+        hasher.update(input.public_key.as_bytes()).update(input.signature.as_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+fn work(jobs: &Receiver<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>) {
+    while let Ok(first) = jobs.recv() {
+        let mut batch = vec![first];
+        while batch.len() < VERIFY_BATCH {
+            match jobs.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        if check(batch, ledger, seen).is_err() {
+            return;
+        }
+    }
+}
+
+/// The ledger is gone.
+struct LedgerGone;
+
+fn check(batch: Vec<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>) -> Result<(), LedgerGone> {
+    let forward = |input, permit| ledger.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone);
+    let mut unknown = Vec::with_capacity(batch.len());
+    for job in batch {
+        let known = match &job.value {
+            Signable::Transaction(signed) => {
+                let key = witness_hash(signed.transaction());
+                seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&key)
+            }
+            Signable::Votes(_) | Signable::Certificate(_) => false,
+        };
+        if known {
+            forward(Input::Event(Verified::made_here(job.value).into_event(job.source)), job.permit)?;
+        } else {
+            unknown.push(job);
+        }
+    }
+    let (values, rest): (Vec<_>, Vec<_>) =
+        unknown.into_iter().map(|job| (job.value, (job.source, job.connection, job.permit))).unzip();
+    for (checked, (source, connection, permit)) in Verified::check_all(values).into_iter().zip(rest) {
+        match checked {
+            Ok(verified) => {
+                if let Signable::Transaction(signed) = verified.get() {
+                    let key = witness_hash(signed.transaction());
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+                }
+                forward(Input::Event(verified.into_event(source)), permit)?;
+            }
+            Err(value) => {
+                if let Some(connection) = &connection {
+                    connection.count_bad_signature();
+                }
+                match (value, source) {
+                    (Signable::Transaction(signed), Source::Wallet(ticket)) => {
+                        let transaction = signed.transaction().clone();
+                        forward(Input::Unsigned { transaction, ticket }, permit)?;
+                    }
+                    _ => {
+                        if let Some(connection) = connection {
+                            let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
+                            connection.push(crate::net::NetworkMessage::Error(error), None);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
