@@ -1,1 +1,264 @@
-fn main(){}
+//! `time-masternode`: init, run, devnet.
+#![forbid(unsafe_code)]
+
+mod demo;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use time_masternode::config::{LogFormat, Options, Settings, commented, read_genesis};
+use time_masternode::devnet::{Devnet, DevnetOptions};
+use time_masternode::node::MasternodeUTXOIntegration;
+use time_masternode::types::SecretKey;
+use time_masternode::{files, keyfile};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A masternode for a UTXO payment network with instant finality.
+///
+/// Exit codes: 0 stopped cleanly, 1 had to stop or could not start, 2 wrong usage or
+/// configuration.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a data directory, a key file and a commented configuration
+    #[command(after_help = "Example:\n  time-masternode init --dir my-node --genesis genesis.json\n  time-masternode run --config my-node/config.toml")]
+    Init(Init),
+    /// Run a node until it is told to stop (SIGINT, SIGTERM)
+    #[command(after_help = "Every option can stand in the configuration file (--p2p-listen as p2p_listen) or in the\nenvironment (TIME_P2P_LISTEN). A flag goes before the environment, that before the file.")]
+    Run(Run),
+    /// Run a whole network with funded wallets, in one process
+    #[command(after_help = "Examples:\n  time-masternode devnet --demo\n  time-masternode devnet --data-dir net\n  time-masternode devnet --data-dir net --init-only && time-masternode run --config net/masternode-1/config.toml\n\nNode i listens on base+10*(i-1)+{0,1,2} for peers, HTTP and wallets. DIR/devnet.json says\nwhere everything is, with the secret seeds of the wallets.")]
+    Devnet(DevnetArgs),
+}
+
+#[derive(Args)]
+struct Init {
+    /// The directory to make
+    #[arg(long)]
+    dir: PathBuf,
+    /// The network's genesis file; it is copied
+    #[arg(long)]
+    genesis: Option<PathBuf>,
+    /// Configure an observer: no key
+    #[arg(long)]
+    observer: bool,
+}
+
+#[derive(Args)]
+struct Run {
+    /// The configuration file
+    #[arg(long, short, env = "TIME_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Box<Options>,
+}
+
+#[derive(Args)]
+struct DevnetArgs {
+    /// Masternodes
+    #[arg(long, default_value_t = 4)]
+    nodes: u16,
+    /// Where to keep it; an existing one is continued. Default: a temporary one, removed at the end
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The first node's first port
+    #[arg(long, default_value_t = 24_000)]
+    base_port: u16,
+    /// How long after a block the next is due (part of the genesis)
+    #[arg(long, default_value_t = 2_000, value_name = "MS")]
+    block_interval_ms: u64,
+    /// Write the files and exit
+    #[arg(long, requires = "data_dir")]
+    init_only: bool,
+    /// Make payments, show each state change with its milliseconds, and exit
+    #[arg(long, conflicts_with = "init_only")]
+    demo: bool,
+    /// What is logged, as in RUST_LOG
+    #[arg(long, env = "TIME_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    /// How logs look
+    #[arg(long, env = "TIME_LOG_FORMAT", default_value = "human", value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+/// The configuration is no good: exit code 2.
+struct Misconfigured(anyhow::Error);
+
+enum Failure {
+    Config(Misconfigured),
+    Stopped(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Stopped(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Init(args) => init(&args).map_err(|e| Failure::Config(Misconfigured(e))),
+        Command::Run(args) => run(args),
+        Command::Devnet(args) => devnet(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Config(Misconfigured(error))) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Stopped(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn start_logging(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Human => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("starting the log: {error}"))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+fn init(args: &Init) -> anyhow::Result<()> {
+    std::fs::create_dir_all(args.dir.join("data")).with_context(|| format!("making {}", args.dir.display()))?;
+    let config_file = args.dir.join("config.toml");
+    anyhow::ensure!(!config_file.exists(), "{} exists already and is never overwritten", config_file.display());
+    if let Some(genesis) = &args.genesis {
+        read_genesis(genesis)?;
+        let bytes = std::fs::read(genesis).with_context(|| format!("reading {}", genesis.display()))?;
+        files::create_new(&args.dir.join("genesis.json"), 0o644, &bytes)?;
+    }
+    let key_file = Path::new("masternode.key");
+    let key = (!args.observer).then(SecretKey::generate);
+    if let Some(key) = &key {
+        keyfile::create(&args.dir.join(key_file), key, None)?;
+    }
+    let options = Options {
+        data_dir: Some("data".into()),
+        genesis_file: Some("genesis.json".into()),
+        key_file: key.as_ref().map(|_| key_file.to_path_buf()),
+        ..Options::default()
+    };
+    files::create_new(&config_file, 0o644, commented(&options).as_bytes())?;
+    println!("wrote {}", config_file.display());
+    if let Some(key) = key {
+        println!("public key {}", key.public_key());
+        println!("Keep {} safe and private: whoever has it votes in your name.", args.dir.join(key_file).display());
+    }
+    if args.genesis.is_none() {
+        println!("Put the network's genesis.json into {} before you run it.", args.dir.display());
+    }
+    println!("Then: time-masternode run --config {}", config_file.display());
+    Ok(())
+}
+
+fn run(args: Run) -> Result<(), Failure> {
+    let config = |error: anyhow::Error| Failure::Config(Misconfigured(error));
+    let file = match &args.config {
+        Some(path) => Options::read(path).map_err(|e| config(e.into()))?,
+        None => Options::default(),
+    };
+    let options = args.options.or(file);
+    start_logging(options.log.as_deref().unwrap_or("info"), options.log_format.unwrap_or_default()).map_err(config)?;
+    let settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
+    runtime()?.block_on(async {
+        let node = settings.open().context("opening the node")?;
+        node.initialize().await.context("starting the node")?;
+        until_stopped(&[node]).await
+    })?;
+    Ok(())
+}
+
+/// Runs nodes until a signal comes or one of them has to stop.
+async fn until_stopped(nodes: &[MasternodeUTXOIntegration]) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let stopped = futures_util::future::select_all(nodes.iter().map(|node| Box::pin(node.stopped())));
+    let outcome = tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        (reason, ..) = stopped => reason.map_err(anyhow::Error::msg),
+    };
+    for node in nodes {
+        node.shutdown().await;
+    }
+    tracing::info!("stopped");
+    outcome
+}
+
+fn devnet(args: &DevnetArgs) -> Result<(), Failure> {
+    let config = |error: anyhow::Error| Failure::Config(Misconfigured(error));
+    start_logging(&args.log, args.log_format).map_err(config)?;
+    let temporary = match &args.data_dir {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("time-devnet-").tempdir().context("making a temporary directory")?),
+    };
+    let directory = match (&args.data_dir, &temporary) {
+        (Some(directory), _) => directory.clone(),
+        (None, Some(temporary)) => temporary.path().to_path_buf(),
+        (None, None) => return Err(config(anyhow::anyhow!("no directory"))),
+    };
+    let options =
+        DevnetOptions { nodes: args.nodes, base_port: args.base_port, block_interval_ms: args.block_interval_ms };
+    let devnet = Devnet::open(&directory, options).map_err(|e| config(e.into()))?;
+    if args.init_only {
+        println!("wrote {}", directory.join("devnet.json").display());
+        for node in &devnet.nodes {
+            println!("time-masternode run --config {}", directory.join(&node.config_file).display());
+        }
+        return Ok(());
+    }
+    let result = runtime()?.block_on(run_devnet(&directory, &devnet, args.demo));
+    drop(temporary);
+    Ok(result?)
+}
+
+async fn run_devnet(directory: &Path, devnet: &Devnet, show: bool) -> anyhow::Result<()> {
+    let mut nodes = Vec::new();
+    for node in &devnet.nodes {
+        let settings = Settings::try_from(Options::read(&directory.join(&node.config_file))?)?;
+        let node = settings.open().with_context(|| format!("opening {}", node.id))?;
+        node.initialize().await?;
+        nodes.push(node);
+    }
+    let connected = async {
+        for node in &nodes {
+            let mut changed = node.peers().members_changed();
+            while node.peers().connected_members().len() + 1 < nodes.len() {
+                changed.changed().await.context("a node stopped")?;
+            }
+            while !node.not_ready()?.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok::<(), anyhow::Error>(())
+    };
+    connected.await?;
+    println!("devnet ready");
+    if show {
+        let shown = demo::run(directory, devnet).await;
+        for node in &nodes {
+            node.shutdown().await;
+        }
+        return shown;
+    }
+    until_stopped(&nodes).await
+}

@@ -5,6 +5,7 @@
 //! queue in it is bounded (see [`crate::limits`]), and a slow or hostile peer costs
 //! nobody else anything.
 
+mod client;
 mod connection;
 mod frame;
 mod handshake;
@@ -13,6 +14,7 @@ mod peer;
 mod peer_manager;
 mod websocket;
 
+pub use client::{ClientError, WalletClient};
 pub use connection::{Closed, Connection, ConnectionId, Mailbox};
 pub use frame::{FrameError, read_frame, write_frame};
 pub use handshake::{HandshakeError, Hello, PROTOCOL_VERSION, Role, handshake_message};
