@@ -1,0 +1,367 @@
+//! Real networks for tests: a process for each masternode, real sockets, real databases.
+//!
+//! Waiting is always for a condition, with a generous deadline that only a broken program
+//! reaches. Nothing here measures time.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use time_masternode::config::read_genesis;
+use time_masternode::consensus::Committee;
+use time_masternode::devnet::{Devnet, DevnetOptions};
+use time_masternode::net::{
+    AddressQuery, AddressResponse, NetworkMessage, StateEntry, TransactionStatus, TransactionStatusKind,
+    TransactionStatusQuery, UTXOStateQuery, WalletClient,
+};
+use time_masternode::types::{
+    Address, Amount, Genesis, Input, OutPoint, Output, SecretKey, Signature, Transaction, Txid, UTXOState, sighash,
+};
+
+/// How long anything may take before the program counts as broken.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for a future; a broken program fails the test instead of hanging it.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: not within {DEADLINE:?}"),
+    }
+}
+
+/// Asks again and again until `condition` gives something.
+pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port from which on 10 ports for each of `nodes` nodes are free right now.
+fn free_base_port(nodes: u16) -> u16 {
+    for _ in 0..1_000 {
+        // Below the range from which the system takes ports for outgoing connections.
+        let base = 10_000 + rand::random::<u16>() % 21_000;
+        let ports = (0..nodes).flat_map(|i| (0..3).map(move |p| base + 10 * i + p));
+        let held: Result<Vec<_>, _> = ports.map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+        if held.is_ok() {
+            return base;
+        }
+    }
+    panic!("no free ports");
+}
+
+/// A coin and who can spend it.
+#[derive(Clone)]
+pub struct Coin {
+    pub outpoint: OutPoint,
+    pub amount: Amount,
+    pub key: SecretKey,
+}
+
+/// A devnet on disk whose nodes run as processes of their own.
+pub struct TestNet {
+    directory: tempfile::TempDir,
+    pub devnet: Devnet,
+    pub genesis: Genesis,
+    nodes: Vec<Option<Child>>,
+}
+
+impl TestNet {
+    /// Writes the files; nothing runs yet.
+    pub fn new(nodes: u16) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = DevnetOptions { nodes, base_port: free_base_port(nodes), block_interval_ms: 1_000 };
+        let devnet = Devnet::open(directory.path(), options).unwrap();
+        let genesis = read_genesis(&directory.path().join(&devnet.genesis_file)).unwrap();
+        Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis }
+    }
+
+    /// The same with all nodes running and connected.
+    pub fn running(nodes: u16) -> Self {
+        let mut net = Self::new(nodes);
+        net.start_all();
+        net
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn data_dir(&self, node: usize) -> PathBuf {
+        self.directory().join(&self.devnet.nodes[node].data_dir)
+    }
+
+    pub fn committee(&self) -> Committee {
+        Committee::of_genesis(&self.genesis)
+    }
+
+    /// Starts a node's process.
+    pub fn start(&mut self, node: usize) {
+        assert!(self.nodes[node].is_none(), "node {node} runs already");
+        let log = std::fs::File::create(self.directory().join(format!("node-{node}.log"))).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+            .args(["run", "--log", "info", "--config"])
+            .arg(self.directory().join(&self.devnet.nodes[node].config_file))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.nodes[node] = Some(child);
+    }
+
+    pub fn start_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        self.wait_ready(&(0..self.nodes.len()).collect::<Vec<_>>());
+    }
+
+    /// Waits until these nodes say that they are ready and see each other.
+    pub fn wait_ready(&mut self, nodes: &[usize]) {
+        for &node in nodes {
+            until(&format!("node {node} is ready with {} peers", nodes.len() - 1), || {
+                if let Some(status) = self.nodes[node].as_mut().and_then(|child| child.try_wait().unwrap()) {
+                    panic!("node {node} ended with {status}:\n{}", self.log(node));
+                }
+                let status = self.http(node, "/status")?;
+                let status: serde_json::Value = serde_json::from_str(&status.1).ok()?;
+                let peers = status["peers"].as_array()?.len();
+                (status["ready"] == true && peers + 1 >= nodes.len()).then_some(())
+            });
+        }
+    }
+
+    pub fn log(&self, node: usize) -> String {
+        std::fs::read_to_string(self.directory().join(format!("node-{node}.log"))).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, node: usize) {
+        let mut child = self.nodes[node].take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// A clean stop by SIGTERM; the exit code has to be 0.
+    pub fn stop(&mut self, node: usize) {
+        let mut child = self.nodes[node].take().unwrap();
+        let signalled = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        assert!(signalled.success());
+        let status = until("the node stops", || child.try_wait().unwrap());
+        assert!(status.success(), "node {node} ended with {status}:\n{}", self.log(node));
+    }
+
+    pub fn is_running(&mut self, node: usize) -> bool {
+        self.nodes[node].as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Resident memory of a node's process in bytes.
+    pub fn resident(&self, node: usize) -> u64 {
+        let pid = self.nodes[node].as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// A plain HTTP GET: status code and body; `None` if nobody listens.
+    pub fn http(&self, node: usize, path: &str) -> Option<(u16, String)> {
+        let address = &self.devnet.nodes[node].http_address;
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let code = head.split_whitespace().nth(1)?.parse().ok()?;
+        Some((code, body.to_owned()))
+    }
+
+    /// The node's own counters and states, from `/status`.
+    pub fn status(&self, node: usize) -> serde_json::Value {
+        serde_json::from_str(&self.http(node, "/status").unwrap().1).unwrap()
+    }
+
+    /// The records of a tree of a stopped node, by `time-db dump`.
+    pub fn dump(&self, node: usize, tree: &str) -> Vec<serde_json::Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_time-db"))
+            .arg("--data-dir")
+            .arg(self.data_dir(node))
+            .args(["dump", "--format", "json", "--tree", tree])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A wallet's connection to a node.
+    pub async fn wallet(&self, node: usize) -> Wallet {
+        let address = &self.devnet.nodes[node].websocket_address;
+        Wallet { client: within("connecting", WalletClient::connect(address)).await.unwrap() }
+    }
+
+    /// The first coins, each with its key.
+    pub fn coins(&self) -> Vec<Coin> {
+        let keys = self.devnet.wallets.iter().map(|wallet| SecretKey::from_hex(&wallet.secret_seed).unwrap());
+        let outputs = self.genesis.transaction().creates();
+        outputs.zip(keys).map(|((outpoint, output), key)| Coin { outpoint, amount: output.amount, key }).collect()
+    }
+
+    pub fn address(&self, key: &SecretKey) -> Address {
+        Address::of_key(&key.public_key(), self.genesis.network())
+    }
+
+    /// A signed transaction.
+    pub fn sign(&self, coins: &[Coin], outputs: Vec<Output>, timestamp: i64) -> Transaction {
+        let inputs = |signature: &dyn Fn(&Coin) -> Signature| -> Vec<Input> {
+            let input = |coin: &Coin| Input {
+                previous_output: coin.outpoint,
+                public_key: coin.key.public_key(),
+                signature: signature(coin),
+            };
+            coins.iter().map(input).collect()
+        };
+        let unsigned = Transaction::from_parts(inputs(&|_| Signature::from_bytes([0; 64])), outputs.clone(), timestamp);
+        let message = sighash(&self.genesis.hash(), &unsigned.txid());
+        Transaction::from_parts(inputs(&|coin| coin.key.sign(&message)), outputs, timestamp)
+    }
+
+    /// Splits a coin into `n` equal ones of the same key (and the fee).
+    pub fn split(&self, coin: &Coin, n: u64) -> Transaction {
+        let each = (coin.amount.units() - self.genesis.min_fee().units()) / n;
+        let output = Output { amount: Amount::from_units(each).unwrap(), address: self.address(&coin.key) };
+        let outputs = (0..n).map(|_| output).collect();
+        self.sign(std::slice::from_ref(coin), outputs, 0)
+    }
+
+    /// Pays `units` to `to`, the rest back.
+    pub fn pay(&self, coin: &Coin, to: &Address, units: u64) -> Transaction {
+        let rest = coin.amount.units() - units - self.genesis.min_fee().units();
+        let output = |units, address| Output { amount: Amount::from_units(units).unwrap(), address };
+        let outputs = vec![output(units, *to), output(rest, self.address(&coin.key))];
+        self.sign(std::slice::from_ref(coin), outputs, 0)
+    }
+
+    /// The outputs of a transaction as coins of `key`.
+    pub fn outputs(transaction: &Transaction, key: &SecretKey) -> Vec<Coin> {
+        let coin = |(outpoint, output): (OutPoint, Output)| Coin { outpoint, amount: output.amount, key: key.clone() };
+        transaction.creates().map(coin).collect()
+    }
+}
+
+impl Drop for TestNet {
+    fn drop(&mut self) {
+        for child in self.nodes.iter_mut().flatten() {
+            // It may have ended by itself; either way it is gone afterwards.
+            let _killed = child.kill().is_ok() && child.wait().is_ok();
+        }
+        if std::thread::panicking() {
+            for node in 0..self.nodes.len() {
+                let log = self.log(node);
+                let tail: Vec<_> = log.lines().rev().take(30).collect();
+                eprintln!("--- node {node}");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+/// A wallet over WebSocket.
+pub struct Wallet {
+    pub client: WalletClient,
+}
+
+impl Wallet {
+    pub async fn send(&mut self, message: &NetworkMessage) {
+        within("sending", self.client.send(message)).await.unwrap();
+    }
+
+    /// The first message for which `wanted` gives something; others are dropped.
+    pub async fn wait_for<T>(&mut self, what: &str, wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
+        within(what, self.client.wait_for(wanted)).await.unwrap()
+    }
+
+    pub async fn broadcast(&mut self, transaction: &Transaction) {
+        self.send(&NetworkMessage::TransactionBroadcast(transaction.to_raw())).await;
+    }
+
+    /// The next status of a transaction.
+    pub async fn status(&mut self, txid: Txid) -> TransactionStatus {
+        self.wait_for("a status", |message| match message {
+            NetworkMessage::TransactionStatus(status) if status.txid == txid => Some(*status),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The first status that is one of these.
+    pub async fn status_of(&mut self, txid: Txid, kinds: &[TransactionStatusKind]) -> TransactionStatus {
+        loop {
+            let status = self.status(txid).await;
+            if kinds.contains(&status.status) {
+                return status;
+            }
+        }
+    }
+
+    /// Sends a transaction and waits until it is final.
+    pub async fn pay(&mut self, transaction: &Transaction) -> TransactionStatus {
+        self.broadcast(transaction).await;
+        let kinds = [TransactionStatusKind::Finalized, TransactionStatusKind::Rejected];
+        let status = self.status_of(transaction.txid(), &kinds).await;
+        assert_eq!(status.status, TransactionStatusKind::Finalized, "{status:?}");
+        status
+    }
+
+    pub async fn query(&mut self, txid: Txid) -> TransactionStatus {
+        self.send(&NetworkMessage::TransactionStatusQuery(TransactionStatusQuery { txid })).await;
+        self.status(txid).await
+    }
+
+    /// Asks again and again until the transaction is final here.
+    pub async fn until_final(&mut self, txid: Txid) -> TransactionStatus {
+        within("finality", async {
+            loop {
+                let status = self.query(txid).await;
+                if status.status == TransactionStatusKind::Finalized {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+    }
+
+    pub async fn states(&mut self, outpoints: &[OutPoint]) -> Vec<StateEntry> {
+        let outpoints = outpoints.iter().map(ToString::to_string).collect();
+        self.send(&NetworkMessage::UTXOStateQuery(UTXOStateQuery { outpoints })).await;
+        self.wait_for("states", |message| match message {
+            NetworkMessage::UTXOStateResponse(response) => Some(response.states),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn state(&mut self, outpoint: OutPoint) -> Option<UTXOState> {
+        self.states(&[outpoint]).await[0].state
+    }
+
+    pub async fn coins_of(&mut self, address: &Address) -> AddressResponse {
+        let query = AddressQuery { addresses: vec![address.to_string()], after: None, limit: 1_000 };
+        self.send(&NetworkMessage::AddressQuery(query)).await;
+        self.wait_for("an address", |message| match message {
+            NetworkMessage::AddressResponse(response) => Some(response),
+            _ => None,
+        })
+        .await
+    }
+}
