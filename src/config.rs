@@ -266,7 +266,9 @@ impl TryFrom<Options> for Settings {
 
 fn parse_peers(texts: Vec<String>, genesis: &Genesis) -> Result<BTreeMap<String, String>, ConfigError> {
     let parse = |text: String| match text.split_once('=') {
-        Some((id, address)) if genesis.masternodes().iter().any(|m| m.id == id) => Ok((id.to_owned(), address.to_owned())),
+        Some((id, address)) if genesis.masternodes().iter().any(|m| m.id == id) => {
+            Ok((id.to_owned(), address.to_owned()))
+        }
         Some((id, _)) => {
             Err(ConfigError::Invalid { key: "peers", what: format!("the genesis has no masternode {id:?}") })
         }
@@ -322,16 +324,51 @@ pub fn commented(options: &Options) -> String {
             "\"masternode.key\"",
             "The masternode's key. Without one the node is an observer: it follows and never votes.\n# Never run two nodes with one key.",
         ),
-        ("key_passphrase_file", path(&options.key_passphrase_file), "\"passphrase\"", "The passphrase of an encrypted key file, on its first line."),
+        (
+            "key_passphrase_file",
+            path(&options.key_passphrase_file),
+            "\"passphrase\"",
+            "The passphrase of an encrypted key file, on its first line.",
+        ),
         ("id", text(&options.id), "\"observer\"", "An observer's name. A masternode's stands in the genesis."),
         ("p2p_listen", address(&options.p2p_listen), "\"0.0.0.0:24000\"", "Where peers are accepted (testnet: 24100)."),
-        ("http_listen", address(&options.http_listen), "\"127.0.0.1:24001\"", "/livez, /readyz, /metrics, /status (testnet: 24101). Keep it private."),
-        ("websocket_listen", address(&options.websocket_listen), "\"0.0.0.0:24002\"", "Where wallets are accepted (testnet: 24102)."),
-        ("public_address", text(&options.public_address), "\"node.example:24000\"", "What peers may dial, if it differs from the genesis."),
-        ("peers", options.peers.as_ref().map(|p| format!("{p:?}")), "[\"masternode-2=10.0.0.2:24000\"]", "Where members really are, instead of where the genesis says."),
+        (
+            "http_listen",
+            address(&options.http_listen),
+            "\"127.0.0.1:24001\"",
+            "/livez, /readyz, /metrics, /status (testnet: 24101). Keep it private.",
+        ),
+        (
+            "websocket_listen",
+            address(&options.websocket_listen),
+            "\"0.0.0.0:24002\"",
+            "Where wallets are accepted (testnet: 24102).",
+        ),
+        (
+            "public_address",
+            text(&options.public_address),
+            "\"node.example:24000\"",
+            "What peers may dial, if it differs from the genesis.",
+        ),
+        (
+            "peers",
+            options.peers.as_ref().map(|p| format!("{p:?}")),
+            "[\"masternode-2=10.0.0.2:24000\"]",
+            "Where members really are, instead of where the genesis says.",
+        ),
         ("cache_mb", number(options.cache_mb), "64", "Megabytes of the database's cache."),
-        ("max_connections", number(options.max_connections.map(|n| n as u64)), "4096", "Connections of wallets and strangers, all together."),
-        ("max_connections_per_ip", number(options.max_connections_per_ip.map(|n| n as u64)), "1024", "Connections from one IP address."),
+        (
+            "max_connections",
+            number(options.max_connections.map(|n| n as u64)),
+            "4096",
+            "Connections of wallets and strangers, all together.",
+        ),
+        (
+            "max_connections_per_ip",
+            number(options.max_connections_per_ip.map(|n| n as u64)),
+            "1024",
+            "Connections from one IP address.",
+        ),
         ("log", text(&options.log), "\"info\"", "What is logged, as in RUST_LOG."),
         (
             "log_format",
@@ -373,7 +410,8 @@ mod tests {
         assert_eq!(toml::from_str::<Options>(&commented(&options)).unwrap(), options);
         // Every example is a valid value too, and every key has one.
         let uncommented = commented(&Options::default()).replace("\n#", "\n").replace("\n ", "\n# ");
-        let all: Options = toml::from_str(&uncommented.replace("# Configuration", "#")).unwrap_or_else(|e| panic!("{e}\n{uncommented}"));
+        let all: Options = toml::from_str(&uncommented.replace("# Configuration", "#"))
+            .unwrap_or_else(|e| panic!("{e}\n{uncommented}"));
         assert!(serde_json::to_value(&all).unwrap().as_object().unwrap().values().all(|value| !value.is_null()));
     }
 

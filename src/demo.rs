@@ -128,11 +128,18 @@ pub(crate) async fn run(directory: &Path, devnet: &Devnet) -> anyhow::Result<()>
     let payment = pay(&demo.genesis, alice, coin, &bob.address, amount)?;
     demo.follow(&mut payer, &alice.name, &payment).await?;
     let incoming = payee.wait_for(|message| match message {
-        NetworkMessage::UTXOStateNotification(n) if n.notification.outpoint.txid == payment.txid() => Some(n.notification),
+        NetworkMessage::UTXOStateNotification(n) if n.notification.outpoint.txid == payment.txid() => {
+            Some(n.notification)
+        }
         _ => None,
     });
     let incoming = incoming.await?;
-    let text = format!("hears from {}: {} TIME are {}", incoming.originator, incoming.output.amount, name_of(&incoming.new_state));
+    let text = format!(
+        "hears from {}: {} TIME are {}",
+        incoming.originator,
+        incoming.output.amount,
+        name_of(&incoming.new_state)
+    );
     demo.say(&bob.name, &text);
 
     println!("\nA double spend: the same coin once more.\n");
@@ -146,7 +153,13 @@ pub(crate) async fn run(directory: &Path, devnet: &Devnet) -> anyhow::Result<()>
     let mut coin = change_of(&payment)?;
     let mut times = Vec::with_capacity(SERIES);
     for _ in 0..SERIES {
-        let payment = pay(&demo.genesis, alice, coin, &bob.address, demo.genesis.min_fee().checked_add(amount).context("an amount")?)?;
+        let payment = pay(
+            &demo.genesis,
+            alice,
+            coin,
+            &bob.address,
+            demo.genesis.min_fee().checked_add(amount).context("an amount")?,
+        )?;
         let began = Instant::now();
         payer.send(&NetworkMessage::TransactionBroadcast(payment.to_raw())).await?;
         while status_of(&mut payer, &payment).await?.status != TransactionStatusKind::Finalized {}
@@ -155,8 +168,17 @@ pub(crate) async fn run(directory: &Path, devnet: &Devnet) -> anyhow::Result<()>
     }
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    println!("from the broadcast to Finalized at the wallet: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms", at(0.5), at(0.99), at(1.0));
-    println!("every payment is final on {} of {} masternodes' votes at least, and durable on each.", demo.committee.quorum(), devnet.nodes.len());
+    println!(
+        "from the broadcast to Finalized at the wallet: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    println!(
+        "every payment is final on {} of {} masternodes' votes at least, and durable on each.",
+        demo.committee.quorum(),
+        devnet.nodes.len()
+    );
     Ok(())
 }
 

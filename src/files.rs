@@ -98,7 +98,7 @@ pub fn create_new(path: &Path, mode: u32, contents: &[u8]) -> Result<(), FileErr
 /// Replaces a file by rename, mode 0600: a reader finds the old contents or the new.
 pub fn replace(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".time-wallet-").tempfile_in(directory_of(path))?;
+        let mut file = tempfile::Builder::new().prefix(".time-").tempfile_in(directory_of(path))?;
         file.write_all(contents)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;

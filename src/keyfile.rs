@@ -26,11 +26,11 @@
 
 use std::path::Path;
 
+use crate::types::{PublicKey, SecretKey};
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use crate::types::{PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 use crate::files::{self, FileError};

@@ -30,13 +30,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Write a data directory, a key file and a commented configuration
-    #[command(after_help = "Example:\n  time-masternode init --dir my-node --genesis genesis.json\n  time-masternode run --config my-node/config.toml")]
+    #[command(
+        after_help = "Example:\n  time-masternode init --dir my-node --genesis genesis.json\n  time-masternode run --config my-node/config.toml"
+    )]
     Init(Init),
     /// Run a node until it is told to stop (SIGINT, SIGTERM)
-    #[command(after_help = "Every option can stand in the configuration file (--p2p-listen as p2p_listen) or in the\nenvironment (TIME_P2P_LISTEN). A flag goes before the environment, that before the file.")]
+    #[command(
+        after_help = "Every option can stand in the configuration file (--p2p-listen as p2p_listen) or in the\nenvironment (TIME_P2P_LISTEN). A flag goes before the environment, that before the file."
+    )]
     Run(Run),
     /// Run a whole network with funded wallets, in one process
-    #[command(after_help = "Examples:\n  time-masternode devnet --demo\n  time-masternode devnet --data-dir net\n  time-masternode devnet --data-dir net --init-only && time-masternode run --config net/masternode-1/config.toml\n\nNode i listens on base+10*(i-1)+{0,1,2} for peers, HTTP and wallets. DIR/devnet.json says\nwhere everything is, with the secret seeds of the wallets.")]
+    #[command(
+        after_help = "Examples:\n  time-masternode devnet --demo\n  time-masternode devnet --data-dir net\n  time-masternode devnet --data-dir net --init-only && time-masternode run --config net/masternode-1/config.toml\n\nNode i listens on base+10*(i-1)+{0,1,2} for peers, HTTP and wallets. DIR/devnet.json says\nwhere everything is, with the secret seeds of the wallets."
+    )]
     Devnet(DevnetArgs),
 }
 
@@ -209,7 +215,9 @@ fn devnet(args: &DevnetArgs) -> Result<(), Failure> {
     start_logging(&args.log, args.log_format).map_err(config)?;
     let temporary = match &args.data_dir {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("time-devnet-").tempdir().context("making a temporary directory")?),
+        None => {
+            Some(tempfile::Builder::new().prefix("time-devnet-").tempdir().context("making a temporary directory")?)
+        }
     };
     let directory = match (&args.data_dir, &temporary) {
         (Some(directory), _) => directory.clone(),

@@ -91,7 +91,10 @@ async fn until_locked(wallet: &mut support::Wallet, payments: &[Transaction]) {
 
 /// What a stopped node holds: locked and spent outputs, and its own votes.
 fn holdings(net: &TestNet, node: usize) -> (BTreeMap<String, Value>, Vec<Value>) {
-    let utxos = net.dump(node, "utxos").into_iter().map(|row| (row["key"].as_str().unwrap().to_owned(), row["value"]["state"].clone()));
+    let utxos = net
+        .dump(node, "utxos")
+        .into_iter()
+        .map(|row| (row["key"].as_str().unwrap().to_owned(), row["value"]["state"].clone()));
     let votes = net.dump(node, "votes").into_iter().flat_map(|row| row["value"].as_array().unwrap().clone());
     let mut votes: Vec<Value> = votes.collect();
     votes.sort_by_key(ToString::to_string);

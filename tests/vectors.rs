@@ -250,9 +250,22 @@ fn handshakes() {
 fn no_section_is_forgotten() {
     let vectors = vectors();
     let known = [
-        "tagged_hash", "keys", "invalid_addresses", "genesis", "transactions", "quorum", "merkle", "vote_batches",
-        "certificate", "invalid_certificates", "weighted_genesis", "other_networks", "state_digests", "blocks",
-        "handshakes", "consensus",
+        "tagged_hash",
+        "keys",
+        "invalid_addresses",
+        "genesis",
+        "transactions",
+        "quorum",
+        "merkle",
+        "vote_batches",
+        "certificate",
+        "invalid_certificates",
+        "weighted_genesis",
+        "other_networks",
+        "state_digests",
+        "blocks",
+        "handshakes",
+        "consensus",
     ];
     for section in vectors.as_object().unwrap().keys() {
         assert!(known.contains(&section.as_str()), "{section} has no test");

@@ -105,7 +105,10 @@ mod tests {
             let f = (total - 1) / 3;
             assert!(2 * q > total + f, "two quorums of {total} share honest weight");
             assert!(total - f >= q, "the honest of {total} are a quorum");
-            assert!(2 * (q - 1) <= total + f || 3 * f + 1 != total, "and the quorum of {total} is not larger than needed");
+            assert!(
+                2 * (q - 1) <= total + f || 3 * f + 1 != total,
+                "and the quorum of {total} is not larger than needed"
+            );
         }
     }
 

@@ -40,7 +40,8 @@ impl Machine {
 
     fn bound_evidence(&mut self, member: MemberIndex) {
         let zero = crate::types::OutPoint { txid: Txid::from_bytes([0; 32]), vout: 0 };
-        let mine = || (member, zero)..=(member, crate::types::OutPoint { txid: Txid::from_bytes([0xff; 32]), vout: u32::MAX });
+        let mine =
+            || (member, zero)..=(member, crate::types::OutPoint { txid: Txid::from_bytes([0xff; 32]), vout: u32::MAX });
         while self.evidence.range(mine()).count() > MAX_EVIDENCE_PER_MEMBER {
             let Some(key) = self.evidence.range(mine()).next().map(|(key, _)| *key) else { return };
             let dropped = self.evidence.remove(&key);
@@ -72,7 +73,8 @@ impl Machine {
         let Some(pending) = self.pending.get(&txid) else { return };
         let Some(transaction) = pending.transaction.clone() else { return };
         let said = *pending.own.of(VoteKind::Abort) || *pending.own.of(VoteKind::Commit);
-        let certified = pending.certificate(VoteKind::Approve).is_some() || pending.certificate(VoteKind::Commit).is_some();
+        let certified =
+            pending.certificate(VoteKind::Approve).is_some() || pending.certificate(VoteKind::Commit).is_some();
         let rivals = self.pending.rivals(&transaction);
         if said || certified || rivals.is_empty() || !self.may_vote() || step.view().is_dead(&txid) {
             if let Some(pending) = self.pending.get_mut(&txid) {

@@ -182,4 +182,3 @@ impl<V: View> View for WithoutLocks<'_, V> {
         self.0.is_dead(txid)
     }
 }
-

@@ -180,7 +180,9 @@ pub enum Voting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Suspension {
     /// It met its own valid signature under a vote that its database does not hold.
-    #[error("its own signature stands under a vote that its database does not hold: votes were lost, or a twin is running")]
+    #[error(
+        "its own signature stands under a vote that its database does not hold: votes were lost, or a twin is running"
+    )]
     UnknownOwnVote,
     /// The database does not fit its guard.
     #[error("the database does not fit its guard: votes may have been lost")]

@@ -47,9 +47,7 @@ mod waiting;
 
 pub use certificate::{Certificate, CertificateError, CheckedCertificate, SignedVote};
 pub use committee::{Committee, MemberIndex, quorum};
-pub use machine::{
-    Action, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting,
-};
+pub use machine::{Action, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting};
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
 pub use verified::{Signable, Signed, Verified};
 pub use view::{Changes, Finalized, InFlight, Settled, Transition, Utxo, View};

@@ -172,7 +172,9 @@ pub fn check_form(raw: RawTransaction, rules: &Rules) -> Result<Transaction, Rej
     let outputs: Vec<_> = raw.outputs.iter().map(|o| (Amount::from_units(o.amount), o.address.parse())).collect();
     let readable: Option<Vec<Output>> = outputs
         .iter()
-        .map(|(amount, address): &(_, Result<Address, _>)| Some(Output { amount: (*amount)?, address: *address.as_ref().ok()? }))
+        .map(|(amount, address): &(_, Result<Address, _>)| {
+            Some(Output { amount: (*amount)?, address: *address.as_ref().ok()? })
+        })
         .collect();
     let transaction = readable.map(|outputs| Transaction::from_parts(raw.inputs.clone(), outputs, raw.timestamp));
     if let Some(computed) = transaction.as_ref().map(Transaction::txid).filter(|txid| *txid != raw.txid) {

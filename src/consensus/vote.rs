@@ -8,8 +8,10 @@ use super::certificate::SignedVote;
 use super::committee::{Committee, MemberIndex};
 use super::verified::{Signed, Verified};
 use crate::limits::MAX_VOTES_PER_BATCH;
-use crate::types::{CanonicalWriter, GenesisHash, Hash32, MerkleTree, PublicKey, SecretKey, Signature, SignatureItem, Txid};
 use crate::types::tagged_hash;
+use crate::types::{
+    CanonicalWriter, GenesisHash, Hash32, MerkleTree, PublicKey, SecretKey, Signature, SignatureItem, Txid,
+};
 
 /// What a member says of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

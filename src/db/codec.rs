@@ -78,8 +78,9 @@ pub(super) fn record_parts(tree: &sled::Tree, id: TreeId, key: &[u8]) -> Result<
 }
 
 fn split_row(tree: TreeId, row: &[u8]) -> Result<(u16, &[u8]), DatabaseError> {
-    let (parts, rest) =
-        row.split_first_chunk::<2>().ok_or_else(|| DatabaseError::corrupt(tree.name(), "a row without its part count"))?;
+    let (parts, rest) = row
+        .split_first_chunk::<2>()
+        .ok_or_else(|| DatabaseError::corrupt(tree.name(), "a row without its part count"))?;
     match u16::from_be_bytes(*parts) {
         0 => Err(DatabaseError::corrupt(tree.name(), "a record of no rows")),
         parts => Ok((parts, rest)),
@@ -135,7 +136,9 @@ mod tests {
     fn records_of_every_length_come_back() {
         let db = sled::Config::new().temporary(true).open().unwrap();
         let tree = db.open_tree("t").unwrap();
-        for (i, len) in [0, 1, MAX_ROW_BYTES - 9, MAX_ROW_BYTES - 8, MAX_ROW_BYTES, 3 * MAX_ROW_BYTES + 1].iter().enumerate() {
+        for (i, len) in
+            [0, 1, MAX_ROW_BYTES - 9, MAX_ROW_BYTES - 8, MAX_ROW_BYTES, 3 * MAX_ROW_BYTES + 1].iter().enumerate()
+        {
             let key = [u8::try_from(i).unwrap(); 4];
             let value: Vec<u8> = (0..*len).map(|b| b.to_le_bytes()[0]).collect();
             let mut rows = Vec::new();

@@ -15,17 +15,8 @@ use crate::consensus::{Certificate, Utxo, Vote};
 use crate::types::{Address, Network, Transaction, Txid};
 
 /// The names of the trees, as `dump --tree` takes them.
-pub const TREE_NAMES: [&str; 9] = [
-    "meta",
-    "utxos",
-    "addresses",
-    "locks",
-    "votes",
-    "certificates",
-    "transactions",
-    "changes",
-    "subscriptions",
-];
+pub const TREE_NAMES: [&str; 9] =
+    ["meta", "utxos", "addresses", "locks", "votes", "certificates", "transactions", "changes", "subscriptions"];
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -127,7 +118,9 @@ fn record_key(id: TreeId, key: &[u8]) -> String {
             let kind = if *slot == 3 { "abort" } else { "commit" };
             format!("{}:{kind}", Txid::from_bytes(*txid))
         }
-        (TreeId::Votes, _) => <[u8; 8]>::try_from(key).map_or_else(|_| hex::encode(key), |n| u64::from_be_bytes(n).to_string()),
+        (TreeId::Votes, _) => {
+            <[u8; 8]>::try_from(key).map_or_else(|_| hex::encode(key), |n| u64::from_be_bytes(n).to_string())
+        }
         _ => hex::encode(key),
     }
 }
@@ -161,7 +154,8 @@ fn meta_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> 
 }
 
 fn utxo_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> {
-    let outpoint = parse_outpoint_key(key).ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
+    let outpoint =
+        parse_outpoint_key(key).ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
     Ok((outpoint.to_string(), json!(decode::<Utxo>(TreeId::Utxos, value)?)))
 }
 

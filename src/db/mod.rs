@@ -81,7 +81,9 @@ pub enum DatabaseError {
         what: String,
     },
     /// sled came apart while opening.
-    #[error("the database is damaged: opening it failed inside the storage engine ({0}); keep the directory and restore a backup or re-sync")]
+    #[error(
+        "the database is damaged: opening it failed inside the storage engine ({0}); keep the directory and restore a backup or re-sync"
+    )]
     Damaged(String),
     /// sled says no.
     #[error("storage engine: {0}")]

@@ -6,12 +6,12 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::DatabaseError;
 use super::codec::{decode, encode, records};
 use super::commit::VoteRows;
 use super::guard::{Agreement, Guard, Stamp, compare, sync_directory};
 use super::schema::{Head, SCHEMA_VERSION, StoredInFlight, StoredNetwork, TreeId, meta};
 use super::store::{Database, Shared, Trees};
-use super::DatabaseError;
 use crate::consensus::{Certificate, InFlight, Recovered, Suspension, Vote, VoteKind};
 use crate::types::{Genesis, GenesisHash, Network, PublicKey, Txid};
 
@@ -195,12 +195,8 @@ fn initialise(
     genesis: &Genesis,
     public_key: Option<PublicKey>,
 ) -> Result<StoredNetwork, DatabaseError> {
-    let network = StoredNetwork {
-        network: genesis.network(),
-        genesis_hash: genesis.hash(),
-        public_key,
-        log_id: rand::random(),
-    };
+    let network =
+        StoredNetwork { network: genesis.network(), genesis_hash: genesis.hash(), public_key, log_id: rand::random() };
     super::m0001_initial::fill(db, genesis, &encode(TreeId::Meta, &network)?)?;
     db.flush()?;
     let file = OpenOptions::new().write(true).open(sled_file(data_dir));
@@ -213,8 +209,7 @@ fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseE
     let mut votes: BTreeMap<Txid, Vec<VoteKind>> = BTreeMap::new();
     for record in records::<Vec<Vote>>(trees.get(TreeId::Votes), TreeId::Votes) {
         let (key, row) = record?;
-        let key: [u8; 8] =
-            key.try_into().map_err(|_| DatabaseError::corrupt("votes", "a key of the wrong length"))?;
+        let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("votes", "a key of the wrong length"))?;
         let commit = u64::from_be_bytes(key);
         let parts = super::codec::record_parts(trees.get(TreeId::Votes), TreeId::Votes, &commit.to_be_bytes())?;
         vote_rows.add(commit, parts, &row);

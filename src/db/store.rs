@@ -7,14 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use super::DatabaseError;
 use super::codec::{decode, get_record, records};
 use super::commit::{Durable, VoteRows};
 use super::guard::Guard;
 use super::schema::{
-    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, SubscriptionKey, TreeId,
-    certificate_key, outpoint_key, parse_outpoint_key,
+    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, SubscriptionKey, TreeId, certificate_key,
+    outpoint_key, parse_outpoint_key,
 };
-use super::DatabaseError;
 use crate::consensus::{Certificate, Settled, Transition, Utxo, VoteKind};
 use crate::types::{Address, Amount, OutPoint, Transaction, Txid, UtxoEntry};
 

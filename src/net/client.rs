@@ -47,7 +47,8 @@ impl WalletClient {
 
     /// Sends one message.
     pub async fn send(&mut self, message: &NetworkMessage) -> Result<(), ClientError> {
-        let text = Utf8Bytes::try_from(encode(message, None)).map_err(|e| tungstenite::Error::Io(io::Error::other(e)))?;
+        let text =
+            Utf8Bytes::try_from(encode(message, None)).map_err(|e| tungstenite::Error::Io(io::Error::other(e)))?;
         Ok(self.stream.send(Message::Text(text)).await?)
     }
 

@@ -181,8 +181,7 @@ impl Connection {
 
     fn may_send(&self) -> bool {
         // Members are slowed by their sockets; they have nothing to gain from a flood.
-        self.member.is_some()
-            || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).messages.take()
+        self.member.is_some() || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).messages.take()
     }
 
     /// Closes the connection; what is queued may be lost.

@@ -144,7 +144,6 @@ pub(super) fn check_hello(
 /// Checks the proof of the key in `theirs`.
 pub(super) fn check_proof(theirs: &Hello, ours: &Hello, signature: &Signature) -> Result<(), HandshakeError> {
     let key = theirs.public_key.ok_or(HandshakeError::NotMember)?;
-    let message =
-        handshake_message(&ours.genesis_hash, &ours.nonce, &theirs.nonce, ours.public_key.as_ref(), &key);
+    let message = handshake_message(&ours.genesis_hash, &ours.nonce, &theirs.nonce, ours.public_key.as_ref(), &key);
     if key.verify(&message, signature) { Ok(()) } else { Err(HandshakeError::BadSignature) }
 }

@@ -13,8 +13,8 @@ use super::handshake::Hello;
 use crate::consensus::{Certificate, Rejection, VoteBatch};
 use crate::limits::MAX_TEXT;
 use crate::types::{
-    Amount, Block, BlockHash, CommitVote, Height, OutPoint, Output, RawTransaction, Signature, Txid,
-    UTXOState, UnixSeconds, UtxoEntry,
+    Amount, Block, BlockHash, CommitVote, Height, OutPoint, Output, RawTransaction, Signature, Txid, UTXOState,
+    UnixSeconds, UtxoEntry,
 };
 
 /// A text that a request carries and its answer repeats.
@@ -567,7 +567,6 @@ pub fn encode(message: &NetworkMessage, request_id: Option<&str>) -> bytes::Byte
     let tagged: serde_json::Map<_, _> = tagged.into_iter().map(with_id).collect();
     serde_json::to_vec(&tagged).unwrap_or_default().into()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -21,7 +21,7 @@ pub use handshake::{HandshakeError, Hello, PROTOCOL_VERSION, Role, handshake_mes
 pub use message::{
     AddressQuery, AddressResponse, Authenticate, BlockNotification, Blocks, CertifiedTransaction, DecidedBlock,
     ErrorCode, ErrorMessage, FinalityProof, Finalized, GetBlocks, GetFinalized, GetTransactions, Incoming,
-    NetworkMessage, Nonce, RejectionMessage, RequestId, Status, StateEntry, TransactionRejected, TransactionStatus,
+    NetworkMessage, Nonce, RejectionMessage, RequestId, StateEntry, Status, TransactionRejected, TransactionStatus,
     TransactionStatusKind, TransactionStatusQuery, Transactions, UTXOSnapshot, UTXOStateNotification,
     UTXOStateNotificationMessage, UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
     UTXOUnsubscribed, encode, parse,

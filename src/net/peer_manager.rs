@@ -477,7 +477,9 @@ async fn turn_away(stream: TcpStream, transport: Transport) {
             let length = u32::try_from(body.len()).unwrap_or(0).to_be_bytes();
             [&length[..], &body].concat()
         }
-        Transport::WebSocket => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+        Transport::WebSocket => {
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec()
+        }
     };
     // One write into an empty socket buffer; a peer that does not take it is just closed.
     let _written = stream.try_write(&words).is_ok();

@@ -54,15 +54,13 @@ fn notification(sequence: u64, entry: &LogEntry, originator: &str) -> NetworkMes
                 originator: originator.to_owned(),
             },
         }),
-        LogEntry::Block { height, block_hash, timestamp_ms } => {
-            NetworkMessage::BlockNotification(BlockNotification {
-                sequence,
-                height,
-                block_hash,
-                timestamp_ms,
-                transactions: Vec::new(),
-            })
-        }
+        LogEntry::Block { height, block_hash, timestamp_ms } => NetworkMessage::BlockNotification(BlockNotification {
+            sequence,
+            height,
+            block_hash,
+            timestamp_ms,
+            transactions: Vec::new(),
+        }),
     }
 }
 
@@ -219,7 +217,8 @@ impl Feed {
             }
             let change = Arc::new(Change::new(sequence, entry));
             for key in interested {
-                let overflowed = state.live.get(&key).is_some_and(|live| live.queue.try_send(Arc::clone(&change)).is_err());
+                let overflowed =
+                    state.live.get(&key).is_some_and(|live| live.queue.try_send(Arc::clone(&change)).is_err());
                 if overflowed {
                     state.leave(&key);
                 }
@@ -231,12 +230,21 @@ impl Feed {
     async fn read(&self, after: u64, up_to: u64) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.changes(after, up_to, FEED_READ)).await;
-        read.map_err(|error| DatabaseError::Io { what: "reading the change log", source: std::io::Error::other(error) })?
+        read.map_err(|error| DatabaseError::Io {
+            what: "reading the change log",
+            source: std::io::Error::other(error),
+        })?
     }
 
     /// Begins to stream a subscription to a connection, from after `cursor`. A session of
     /// the same subscription that is running elsewhere ends.
-    pub(super) fn begin(self: &Arc<Self>, key: SubscriptionKey, filter: Filter, cursor: u64, connection: &Arc<Connection>) {
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        key: SubscriptionKey,
+        filter: Filter,
+        cursor: u64,
+        connection: &Arc<Connection>,
+    ) {
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
         let cancel = watch::Sender::new(false);
         let cancelled = cancel.subscribe();

@@ -121,7 +121,9 @@ fn respond(observed: &Observed, request: &Request<Incoming>) -> Response<Full<By
             answer(status, JSON, body.to_string())
         }
         "/status" => answer(StatusCode::OK, JSON, serde_json::to_string(&status(observed)).unwrap_or_default()),
-        "/metrics" => answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics(observed)),
+        "/metrics" => {
+            answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics(observed))
+        }
         _ => answer(StatusCode::NOT_FOUND, TEXT, "try /livez, /readyz, /metrics or /status\n".into()),
     }
 }
@@ -177,13 +179,29 @@ fn metrics(observed: &Observed) -> String {
     gauge("in_flight", "Transactions in flight", health.in_flight() as u64);
     gauge("connected_members", "Members that are connected", observed.peers.connected_members().len() as u64);
     gauge("connections", "Connections of all kinds", observed.peers.connection_count() as u64);
-    gauge("subscriptions_connected", "Subscriptions whose wallet is connected", observed.handler.feed.connected() as u64);
-    gauge("subscriptions_stored", "Subscriptions that are remembered", observed.handler.feed.stored.load(Relaxed) as u64);
-    gauge("change_log_sequence", "The last durable sequence of the change log", ledger.reader().durable_head().sequence);
+    gauge(
+        "subscriptions_connected",
+        "Subscriptions whose wallet is connected",
+        observed.handler.feed.connected() as u64,
+    );
+    gauge(
+        "subscriptions_stored",
+        "Subscriptions that are remembered",
+        observed.handler.feed.stored.load(Relaxed) as u64,
+    );
+    gauge(
+        "change_log_sequence",
+        "The last durable sequence of the change log",
+        ledger.reader().durable_head().sequence,
+    );
     gauge("ready", "Whether the node is ready", u64::from(not_ready(&observed.handler, &observed.peers).is_empty()));
     gauge("voting", "Whether the node votes", u64::from(health.voting() == Voting::Active));
     gauge("database_bytes", "Bytes of the database on disk", ledger.reader().size_on_disk(ledger.data_dir()));
-    gauge("last_commit_timestamp_seconds", "When the last commit became durable", u64::try_from(health.last_commit.load(Relaxed)).unwrap_or(0));
+    gauge(
+        "last_commit_timestamp_seconds",
+        "When the last commit became durable",
+        u64::try_from(health.last_commit.load(Relaxed)).unwrap_or(0),
+    );
     let mut counter = |name: &str, help: &str, value: u64| {
         let counter: Counter = Counter::default();
         counter.inc_by(value);

@@ -18,11 +18,15 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::outbox::Outbox;
 use crate::consensus::{
-    Action, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified, Vote, Voting,
-    sign_batch,
+    Action, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified, Vote,
+    Voting, sign_batch,
 };
-use crate::db::{CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription, SubscriptionKey};
-use crate::limits::{LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE};
+use crate::db::{
+    CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription, SubscriptionKey,
+};
+use crate::limits::{
+    LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
+};
 use crate::types::{Genesis, SecretKey, Transaction, Txid, UnixSeconds};
 
 /// What a ledger is opened with.
@@ -416,8 +420,11 @@ impl Ledger {
             return Err(Stop::Fault(fault));
         }
         let suspension = self.new_suspension(voting);
-        let outgoing =
-            Outgoing { actions, votes: changes.votes.clone(), subscriptions: std::mem::take(&mut subscriptions.answers) };
+        let outgoing = Outgoing {
+            actions,
+            votes: changes.votes.clone(),
+            subscriptions: std::mem::take(&mut subscriptions.answers),
+        };
         let finalized = changes.finalized.len();
         let batch = CommitBatch { changes, subscriptions: subscriptions.rows, suspension };
         let committing = (!batch.is_empty()).then(Instant::now);

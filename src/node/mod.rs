@@ -28,9 +28,7 @@ use self::outbox::Outbox;
 use self::status::StatusHub;
 use self::verify::VerifyPool;
 use crate::consensus::{Suspension, Voting};
-use crate::net::{
-    Handler, Incoming, Mailbox, NetworkMessage, PeerManager, TransactionStatus, TransactionStatusKind,
-};
+use crate::net::{Handler, Incoming, Mailbox, NetworkMessage, PeerManager, TransactionStatus, TransactionStatusKind};
 use crate::types::RawTransaction;
 
 pub use http::NodeStatus;
@@ -159,7 +157,10 @@ impl MasternodeUTXOIntegration {
             self.peers.listen_for_wallets(listener);
         }
         if let Some(listener) = http {
-            http::serve(listener, http::Observed { id: self.id.clone(), handler: handler.clone(), peers: Arc::clone(&self.peers) });
+            http::serve(
+                listener,
+                http::Observed { id: self.id.clone(), handler: handler.clone(), peers: Arc::clone(&self.peers) },
+            );
         }
         self.peers.dial_members();
         tokio::spawn(keep_house(Arc::downgrade(&handler)));
@@ -291,7 +292,11 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
     let connected: u64 = peers.connected_members().into_iter().map(|member| committee.weight(member)).sum();
     let reached = connected + own.map_or(0, |own| committee.weight(own));
     if reached < committee.quorum() {
-        reasons.push(format!("no quorum of peers: weight {reached} of {} is connected, {} is needed", committee.total_weight(), committee.quorum()));
+        reasons.push(format!(
+            "no quorum of peers: weight {reached} of {} is connected, {} is needed",
+            committee.total_weight(),
+            committee.quorum()
+        ));
     } else if !handler.sync.is_complete(own) {
         reasons.push("catching up with what is final".into());
     }

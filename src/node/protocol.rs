@@ -17,12 +17,12 @@ use crate::consensus::{
 };
 use crate::db::{DatabaseError, Durable, Reader};
 use crate::limits::{
-    MAX_ADDRESSES_PER_QUERY, MAX_CONCURRENT_READS, MAX_OUTPOINTS_PER_QUERY, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST,
-    MAX_TRANSACTION_BYTES, MAX_UTXOS_PER_PAGE,
+    MAX_ADDRESSES_PER_QUERY, MAX_CONCURRENT_READS, MAX_OUTPOINTS_PER_QUERY, MAX_PAGE_BYTES, MAX_TRANSACTION_BYTES,
+    MAX_TRANSACTIONS_PER_REQUEST, MAX_UTXOS_PER_PAGE,
 };
 use crate::net::{
-    AddressQuery, AddressResponse, CertifiedTransaction, Closed, Connection, ErrorCode, ErrorMessage, Handler, Handling,
-    Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions, UTXOStateQuery,
+    AddressQuery, AddressResponse, CertifiedTransaction, Closed, Connection, ErrorCode, ErrorMessage, Handler,
+    Handling, Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions, UTXOStateQuery,
     UTXOStateResponse,
 };
 use crate::types::{Address, Network, OutPoint, RawTransaction, Txid};
@@ -230,7 +230,9 @@ impl UTXOProtocolHandler {
     ) -> Result<(), Refusal> {
         let txids: Vec<Txid> = entries.iter().map(|entry| entry.transaction.txid).collect();
         let settled = self
-            .read(move |reader| txids.iter().map(|txid| Ok(reader.settled(txid)?.is_some())).collect::<Result<Vec<_>, _>>())
+            .read(move |reader| {
+                txids.iter().map(|txid| Ok(reader.settled(txid)?.is_some())).collect::<Result<Vec<_>, _>>()
+            })
             .await?
             .into_inner();
         for (entry, settled) in entries.into_iter().zip(settled) {

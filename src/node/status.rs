@@ -69,7 +69,12 @@ impl StatusHub {
     }
 
     /// A status without counts: of what is refused, or not known.
-    pub(super) fn plain(&self, txid: Txid, status: TransactionStatusKind, rejection: Option<RejectionMessage>) -> NetworkMessage {
+    pub(super) fn plain(
+        &self,
+        txid: Txid,
+        status: TransactionStatusKind,
+        rejection: Option<RejectionMessage>,
+    ) -> NetworkMessage {
         NetworkMessage::TransactionStatus(Box::new(TransactionStatus {
             txid,
             status,
@@ -209,7 +214,8 @@ impl Watchers {
     }
 
     fn tell(&mut self, connection: ConnectionId, txid: &Txid, told: TransactionStatusKind) {
-        let watcher = self.by_txid.get_mut(txid).and_then(|all| all.iter_mut().find(|w| w.connection.id() == connection));
+        let watcher =
+            self.by_txid.get_mut(txid).and_then(|all| all.iter_mut().find(|w| w.connection.id() == connection));
         let Some(watcher) = watcher else { return };
         watcher.told = Some(told);
         let Some(watched) = self.by_connection.get_mut(&connection) else { return };

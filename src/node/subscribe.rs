@@ -10,7 +10,7 @@ use super::ledger::{Input, NotYours, SubscriptionDone, SubscriptionRequest, Work
 use super::protocol::{Refusal, UTXOProtocolHandler, busy, parse_addresses, parse_outpoints, refusal};
 use crate::db::{Durable, Snapshot, Subscription, SubscriptionKey};
 use crate::limits::{
-    MAX_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS_PER_CONNECTION, MAX_SUBSCRIPTION_FILTERS, MAX_TEXT, MAX_UTXOS_PER_PAGE,
+    MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS_PER_CONNECTION, MAX_TEXT, MAX_UTXOS_PER_PAGE,
     SUBSCRIPTION_RETENTION,
 };
 use crate::net::{
@@ -24,7 +24,8 @@ fn token_hash(token: &Hash32) -> [u8; 32] {
 }
 
 fn parse_token(text: Option<&str>) -> Result<Option<Hash32>, Refusal> {
-    let parse = |text: &str| text.parse().map_err(|_| refusal(ErrorCode::Malformed, "a resume_token is 32 bytes in hex"));
+    let parse =
+        |text: &str| text.parse().map_err(|_| refusal(ErrorCode::Malformed, "a resume_token is 32 bytes in hex"));
     text.map(parse).transpose()
 }
 
@@ -91,7 +92,8 @@ impl UTXOProtocolHandler {
         for page in pages {
             left -= 1;
             let subscriber_id = request.subscriber_id.clone();
-            let more = NetworkMessage::UTXOSnapshot(UTXOSnapshot { subscriber_id, utxos: page.to_vec(), more: left > 0 });
+            let more =
+                NetworkMessage::UTXOSnapshot(UTXOSnapshot { subscriber_id, utxos: page.to_vec(), more: left > 0 });
             if sent.is_ok() {
                 sent = connection.answer(&more, None).await;
             }
@@ -183,7 +185,10 @@ impl UTXOProtocolHandler {
     pub(super) async fn expire_subscriptions(&self, now: UnixSeconds) {
         let retention = i64::try_from(SUBSCRIPTION_RETENTION.as_secs()).unwrap_or(i64::MAX);
         let old = self.read(move |reader| {
-            reader.subscriptions().filter(|s| s.as_ref().is_ok_and(|s| s.last_used < now - retention)).collect::<Result<Vec<_>, _>>()
+            reader
+                .subscriptions()
+                .filter(|s| s.as_ref().is_ok_and(|s| s.last_used < now - retention))
+                .collect::<Result<Vec<_>, _>>()
         });
         let Ok(old) = old.await else { return };
         for subscription in old.into_inner() {

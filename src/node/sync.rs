@@ -8,13 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::protocol::{Refusal, UTXOProtocolHandler, transaction_entry, entry_bytes};
+use super::protocol::{Refusal, UTXOProtocolHandler, entry_bytes, transaction_entry};
 use crate::consensus::{Committee, MemberIndex};
 use crate::db::{Durable, LogEntry, Reader};
 use crate::limits::{MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST};
-use crate::net::{
-    Connection, Finalized, GetFinalized, GetTransactions, NetworkMessage, Status, Transactions, encode,
-};
+use crate::net::{Connection, Finalized, GetFinalized, GetTransactions, NetworkMessage, Status, Transactions, encode};
 use crate::types::{Txid, UTXOState};
 
 #[derive(Debug, Default, Clone, Copy)]

@@ -52,7 +52,10 @@ impl<const N: usize> Visitor<'_> for HexVisitor<N> {
 }
 
 /// Hex in JSON and TOML, raw bytes in bincode.
-pub(super) fn serialize_bytes<const N: usize, S: Serializer>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_bytes<const N: usize, S: Serializer>(
+    bytes: &[u8; N],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     if serializer.is_human_readable() {
         let mut text = [0_u8; 128];
         let text = &mut text[..2 * N];
@@ -69,7 +72,9 @@ pub(super) fn serialize_bytes<const N: usize, S: Serializer>(bytes: &[u8; N], se
 }
 
 /// The inverse of [`serialize_bytes`].
-pub(super) fn deserialize_bytes<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
+pub(super) fn deserialize_bytes<'de, const N: usize, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<[u8; N], D::Error> {
     if deserializer.is_human_readable() {
         return deserializer.deserialize_str(HexVisitor::<N>);
     }

@@ -108,8 +108,7 @@ mod tests {
     #[test]
     fn a_batch_is_valid_only_if_each_item_is() {
         let keys: Vec<_> = (0..5).map(|i| SecretKey::from_seed([i; 32])).collect();
-        let mut items: Vec<_> =
-            keys.iter().map(|k| SignatureItem::new(&k.public_key(), b"m", &k.sign(b"m"))).collect();
+        let mut items: Vec<_> = keys.iter().map(|k| SignatureItem::new(&k.public_key(), b"m", &k.sign(b"m"))).collect();
         assert!(verify_batch(&items));
         items[3] = SignatureItem::new(&keys[3].public_key(), b"m", &keys[2].sign(b"m"));
         assert!(!verify_batch(&items));

@@ -28,7 +28,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Print the records of every tree, decoded
-    #[command(after_help = "A record is {tree, key, value}. Examples:\n  time-db --data-dir node/data dump --tree locks\n  time-db --data-dir node/data dump --format ndjson | jq 'select(.tree == \"utxos\")'")]
+    #[command(
+        after_help = "A record is {tree, key, value}. Examples:\n  time-db --data-dir node/data dump --tree locks\n  time-db --data-dir node/data dump --format ndjson | jq 'select(.tree == \"utxos\")'"
+    )]
     Dump {
         /// Only this tree
         #[arg(long, value_parser = TREE_NAMES)]
