@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use time_masternode::consensus::Committee;
 use time_masternode::net::{
-    FinalityProof, NetworkMessage, PeerConfig, PeerManager, TransactionStatusKind, TransactionStatusQuery, UTXOStateQuery,
+    FinalityProof, NetworkMessage, PeerConfig, PeerManager, TransactionStatusKind, TransactionStatusQuery,
+    UTXOStateQuery,
 };
 use time_masternode::node::{LedgerConfig, MasternodeUTXOIntegration, UTXOStateManager};
 use time_masternode::types::{
@@ -29,11 +30,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // 1. The connections.
     let committee = Arc::new(Committee::of_genesis(&genesis));
-    let peer_manager = Arc::new(PeerManager::new(PeerConfig::new(
-        genesis.network(),
-        committee.clone(),
-        Some(masternode.clone()),
-    )));
+    let peer_manager =
+        Arc::new(PeerManager::new(PeerConfig::new(genesis.network(), committee.clone(), Some(masternode.clone()))));
 
     // 2. The ledger: opens the database, or recovers it.
     let utxo_manager = Arc::new(UTXOStateManager::open(LedgerConfig {

@@ -1,13 +1,15 @@
 //! Rule 4: evidence of a conflict, and votes to abort. The chain does the rest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::certificate::Certificate;
 use super::committee::MemberIndex;
 use super::finality::WithoutLocks;
 use super::machine::{Machine, Step, Suspension, Timer};
 use super::validate::check_ledger;
 use super::verified::Verified;
-use super::view::{InFlight, View};
+use super::view::View;
 use super::vote::{MemberBatch, Vote, VoteKind};
 use crate::limits::{CONFLICT_WAIT_MS, MAX_EVIDENCE_PER_MEMBER};
 use crate::types::{Transaction, Txid};
@@ -24,7 +26,7 @@ impl Machine {
         if check_ledger(transaction, &self.rules, &WithoutLocks(step.view())).is_err() {
             return;
         }
-        let rivals = self.pending.rivals(transaction);
+        let rivals = self.contradicting(step, transaction);
         let txid = transaction.txid();
         self.pending.attach(transaction);
         for outpoint in transaction.spends() {
@@ -58,6 +60,21 @@ impl Machine {
         }
     }
 
+    /// The rivals of `transaction` that contradict it: what this member wrote down, and
+    /// what is valid but for its rivals. The body of a theft may be here too, for the sake
+    /// of the votes on it, and contradicts nobody.
+    pub(super) fn contradicting<V: View>(&self, step: &Step<'_, V>, transaction: &Transaction) -> BTreeSet<Txid> {
+        let ledger = WithoutLocks(step.view());
+        let counts = |rival: &Txid| {
+            self.pending.get(rival).is_some_and(|p| {
+                p.recorded || p.transaction.as_ref().is_some_and(|t| check_ledger(t, &self.rules, &ledger).is_ok())
+            })
+        };
+        let mut rivals = self.pending.rivals(transaction);
+        rivals.retain(counts);
+        rivals
+    }
+
     /// A conflict of `txid` is known: after a while this member votes on it.
     pub(super) fn contradict(&mut self, txid: Txid, now_ms: u64) {
         let Some(pending) = self.pending.get_mut(&txid) else { return };
@@ -75,7 +92,7 @@ impl Machine {
         let said = *pending.own.of(VoteKind::Abort) || *pending.own.of(VoteKind::Commit);
         let certified =
             pending.certificate(VoteKind::Approve).is_some() || pending.certificate(VoteKind::Commit).is_some();
-        let rivals = self.pending.rivals(&transaction);
+        let rivals = self.contradicting(step, &transaction);
         if said || certified || rivals.is_empty() || !self.may_vote() || step.view().is_dead(&txid) {
             if let Some(pending) = self.pending.get_mut(&txid) {
                 pending.contradicted = said;
@@ -83,11 +100,7 @@ impl Machine {
             return;
         }
         for each in rivals.into_iter().chain([txid]) {
-            let Some(pending) = self.pending.get_mut(&each) else { continue };
-            let Some(transaction) = pending.transaction.clone() else { continue };
-            if !std::mem::replace(&mut pending.recorded, true) {
-                step.changes.in_flight.insert(each, Some(InFlight { transaction, locked_at: pending.locked_at }));
-            }
+            self.record(step, each);
         }
         if let Some(pending) = self.pending.get_mut(&txid) {
             *pending.own.of_mut(VoteKind::Abort) = true;
@@ -113,6 +126,16 @@ impl Machine {
                 self.suspend(Suspension::UnknownOwnVote);
                 return;
             }
+        }
+    }
+
+    /// The same of a certificate that counts this member's signature. It is taken all the
+    /// same: what it proves is true.
+    pub(super) fn meet_certified_own_vote(&mut self, certificate: &Certificate) {
+        let Some(own) = self.own.map(|own| self.committee.member(own).public_key) else { return };
+        let held = self.pending.get(&certificate.txid).is_some_and(|p| *p.own.of(certificate.kind));
+        if !held && certificate.votes.iter().any(|vote| vote.voter == own) {
+            self.suspend(Suspension::UnknownOwnVote);
         }
     }
 

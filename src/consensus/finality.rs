@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::machine::{Action, Fault, Machine, Progress, Step};
+use super::machine::{Action, Fault, Machine, Progress, Step, Timer};
 use super::validate::check_ledger;
 use super::view::{Finalized, InFlight, Overlay, Settled, Utxo, View};
 use super::vote::{Vote, VoteKind};
+use crate::limits::RESEND_AFTER_MS;
 use crate::types::{OutPoint, Transaction, Txid, UTXOState};
 
 /// How the inputs of a certified transaction stand.
@@ -25,7 +26,7 @@ impl Machine {
         let Some(pending) = self.pending.get(&txid) else { return };
         let Some(certificate) = pending.certificate(VoteKind::Approve).cloned() else { return };
         let Some(transaction) = pending.transaction.clone() else {
-            return step.act(Action::Request { to: None, txid });
+            return self.find_body(step, txid);
         };
         let barred = *pending.own.of(VoteKind::Commit) || *pending.own.of(VoteKind::Abort);
         if barred || !self.may_vote() || step.view().is_dead(&txid) {
@@ -47,9 +48,7 @@ impl Machine {
         }
         let Some(pending) = self.pending.get_mut(&txid) else { return };
         *pending.own.of_mut(VoteKind::Commit) = true;
-        if !std::mem::replace(&mut pending.recorded, true) {
-            step.changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: pending.locked_at }));
-        }
+        self.record(step, txid);
         step.changes.certificates.insert((txid, VoteKind::Approve), certificate);
         step.changes.votes.push(Vote { kind: VoteKind::Commit, txid });
     }
@@ -59,7 +58,7 @@ impl Machine {
         let Some(pending) = self.pending.get(&txid) else { return false };
         let Some(certificate) = pending.certificate(VoteKind::Commit).cloned() else { return false };
         let Some(transaction) = pending.transaction.clone() else {
-            step.act(Action::Request { to: None, txid });
+            self.find_body(step, txid);
             return false;
         };
         match inputs(step, &transaction) {
@@ -115,11 +114,13 @@ impl Machine {
         for child in self.awaiting.remove(&txid).unwrap_or_default() {
             self.ready(child);
         }
-        // If it waited for a parent itself, those who sent it are told with the others.
-        self.room.leave(&txid);
+        // If it waited for a parent itself, those who sent it get their answer now.
+        for source in self.room.leave(&txid).into_iter().flat_map(|waiting| waiting.sources) {
+            self.receive(step, Arc::clone(transaction), source);
+        }
         for waiting in self.room.leave_with(&txid) {
             for source in waiting.sources {
-                self.accept(step, Arc::clone(&waiting.transaction), source);
+                self.receive(step, Arc::clone(&waiting.transaction), source);
             }
         }
     }
@@ -139,6 +140,29 @@ impl Machine {
             for member in self.committee.indices() {
                 self.evidence.remove(&(member, outpoint));
             }
+        }
+    }
+
+    /// A certificate is here and the body is not in its place: it may wait for its parent
+    /// in the room, or it has to be asked for.
+    fn find_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        match self.room.body(&txid) {
+            Some(transaction) => {
+                self.pending.attach(&transaction);
+                self.ready(txid);
+            }
+            None => step.act(Action::Request { to: None, txid }),
+        }
+    }
+
+    /// Writes down what this member has voted on. From then on it is in flight here, and
+    /// what is said of it is said again.
+    pub(super) fn record<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        let Some(pending) = self.pending.get_mut(&txid) else { return };
+        let Some(transaction) = pending.transaction.clone() else { return };
+        if !std::mem::replace(&mut pending.recorded, true) {
+            step.changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: pending.locked_at }));
+            self.timers.insert((step.now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
         }
     }
 

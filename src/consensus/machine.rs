@@ -388,10 +388,12 @@ impl Machine {
     /// Where a transaction in flight stands.
     pub fn progress(&self, txid: &Txid) -> Option<Progress> {
         let pending = self.pending.get(txid).filter(|p| p.recorded)?;
-        Some(Progress::Pending {
-            approvals: pending.tallies.of(VoteKind::Approve).count(),
-            commits: pending.tallies.of(VoteKind::Commit).count(),
-        })
+        // This member's own vote is counted when it is signed, which is after the commit.
+        let count = |kind| {
+            let counted = self.own.is_some_and(|own| pending.tallies.of(kind).has(own));
+            pending.tallies.of(kind).count() + u32::from(*pending.own.of(kind) && !counted)
+        };
+        Some(Progress::Pending { approvals: count(VoteKind::Approve), commits: count(VoteKind::Commit) })
     }
 
     /// Answers a wallet that asks where a transaction stands.
@@ -435,7 +437,7 @@ impl Machine {
     }
 
     /// A transaction came, from a wallet or a member.
-    fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
+    pub(super) fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
         if let Some(settled) = step.view().settled(&txid) {
             match source {
@@ -515,7 +517,7 @@ impl Machine {
         let votes = self.may_vote();
         let now = step.now;
         let pending = self.pending.attach(transaction);
-        pending.recorded = true;
+        let recorded = std::mem::replace(&mut pending.recorded, true);
         if votes {
             pending.locked_at = Some(now.unix);
             for outpoint in transaction.spends() {
@@ -531,7 +533,16 @@ impl Machine {
         }
         let row = InFlight { transaction: Arc::clone(transaction), locked_at: pending.locked_at };
         step.changes.in_flight.insert(txid, Some(row));
-        self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+        if !recorded {
+            self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+        }
+        // Evidence against it may have come before it.
+        let rivals = self.contradicting(step, transaction);
+        if !rivals.is_empty() {
+            for each in rivals.into_iter().chain([txid]) {
+                self.contradict(each, now.ms);
+            }
+        }
         step.act(Action::Broadcast(Arc::clone(transaction)));
         if let Some(progress) = self.progress(&txid) {
             if let Source::Wallet(ticket) = source {
@@ -554,7 +565,7 @@ impl Machine {
                 self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
             }
             let pending = self.pending.entry(txid);
-            let unknown = pending.transaction.is_none() && !pending.voted_by(member);
+            let unknown = !pending.recorded && !pending.voted_by(member);
             pending.tallies.of_mut(kind).add(&self.committee, CountedVote { batch: Arc::clone(batch), index });
             if pending.certify(&self.committee, kind, txid) {
                 self.ready.push_back(txid);
@@ -571,6 +582,7 @@ impl Machine {
         if step.view().settled(&txid).is_some() || step.view().is_dead(&txid) {
             return;
         }
+        self.meet_certified_own_vote(certificate);
         if self.pending.get(&txid).is_none() {
             if self.pending.len() >= MAX_IN_FLIGHT {
                 return;

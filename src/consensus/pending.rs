@@ -124,7 +124,7 @@ impl Pending {
 pub(super) struct PendingTable {
     by_txid: BTreeMap<Txid, Pending>,
     spenders: BTreeMap<OutPoint, BTreeSet<Txid>>,
-    /// What is known by a member's votes only, oldest first: its quota.
+    /// What a member voted on and this one has not, oldest first: its quota.
     unknown: Vec<VecDeque<Txid>>,
 }
 
@@ -188,8 +188,9 @@ impl PendingTable {
         spenders.filter(|txid| **txid != transaction.txid()).copied().collect()
     }
 
-    /// Makes room for a transaction that only `member`'s vote tells of. Beyond its quota
-    /// the member's own oldest votes are forgotten, and nobody else's.
+    /// Makes room for a transaction on which `member` votes and this member has not, whether
+    /// its body is here or not. Beyond its quota the member's own oldest votes are
+    /// forgotten, and nobody else's.
     pub(super) fn admit_unknown(&mut self, committee: &Committee, member: MemberIndex, txid: Txid) {
         let queue = &mut self.unknown[member.get()];
         queue.push_back(txid);
@@ -197,12 +198,12 @@ impl PendingTable {
             return;
         }
         let Some(oldest) = queue.pop_front() else { return };
-        let Some(pending) = self.by_txid.get_mut(&oldest).filter(|p| p.transaction.is_none()) else { return };
+        let Some(pending) = self.by_txid.get_mut(&oldest).filter(|p| !p.recorded) else { return };
         for kind in VoteKind::ALL {
             pending.tallies.of_mut(kind).remove(committee, member);
         }
         if !pending.matters() {
-            self.by_txid.remove(&oldest);
+            self.remove(&oldest);
         }
     }
 }

@@ -47,6 +47,11 @@ impl ParentRoom {
         true
     }
 
+    /// The body of a child that waits.
+    pub(super) fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.children.get(txid).map(|waiting| Arc::clone(&waiting.transaction))
+    }
+
     /// Takes one child out.
     pub(super) fn leave(&mut self, txid: &Txid) -> Option<Waiting> {
         let waiting = self.children.remove(txid)?;
