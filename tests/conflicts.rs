@@ -4,6 +4,8 @@
 //! A coin that neither transaction wins stays locked on every node: there is no time-out
 //! release, and blocks, which settle such conflicts, are a chapter of their own.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

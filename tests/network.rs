@@ -1,6 +1,8 @@
 //! Four masternodes as four processes: payments become final with any three of them,
 //! nothing does with two, and no `kill -9` takes anything back.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
+
 mod support;
 
 use std::collections::BTreeMap;

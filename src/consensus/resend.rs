@@ -1,5 +1,7 @@
 //! Timers, and saying again what may have been lost.
 
+use std::sync::Arc;
+
 use super::committee::MemberIndex;
 use super::machine::{Action, Machine, Step, Timer, refuse};
 use super::validate::Rejection;
@@ -72,16 +74,15 @@ impl Machine {
     /// order up to a bound. The timers send the rest.
     pub(super) fn greet<V: View>(&mut self, step: &mut Step<'_, V>, member: MemberIndex) {
         let mut votes = Vec::new();
-        let mut batches: Vec<std::sync::Arc<_>> = Vec::new();
+        let mut batches: Vec<Arc<_>> = Vec::new();
         for (txid, pending) in self.pending.iter().filter(|(_, p)| p.recorded).take(MAX_STATUS_IN_FLIGHT) {
             votes.extend(
                 VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid: *txid }),
             );
             for kind in VoteKind::ALL {
-                if let Some(vote) = pending.tallies.of(kind).of(member) {
-                    if !batches.iter().any(|known| std::sync::Arc::ptr_eq(known, &vote.batch)) {
-                        batches.push(vote.batch.clone());
-                    }
+                let Some(vote) = pending.tallies.of(kind).of(member) else { continue };
+                if !batches.iter().any(|known| Arc::ptr_eq(known, &vote.batch)) {
+                    batches.push(Arc::clone(&vote.batch));
                 }
             }
             let Some(transaction) = pending.transaction.clone() else { continue };

@@ -41,7 +41,7 @@ pub use commit::{CommitBatch, Durable};
 pub use inspect::{Row, TREE_NAMES, Trees as InspectTrees};
 pub use recover::{Opened, RecoveredState};
 pub use schema::{LogEntry, SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
-pub use store::{AddressPage, Database, DurableHead, Reader, Snapshot};
+pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use view::LedgerView;
 
 #[cfg(doc)]

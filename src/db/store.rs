@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -89,7 +91,7 @@ impl Shared {
         while *durable < seen {
             let (guard, timeout) = self
                 .became_durable
-                .wait_timeout(durable, std::time::Duration::from_secs(30))
+                .wait_timeout(durable, Duration::from_secs(30))
                 .unwrap_or_else(PoisonError::into_inner);
             durable = guard;
             if timeout.timed_out() && *durable < seen {
@@ -122,8 +124,28 @@ impl Database {
     /// Wakes whenever the change log grows in memory. It proves nothing: read the log, up
     /// to what is durable. One task drains it and touches nothing else (a full buffer
     /// would stop the writer).
-    pub fn watch_changes(&self) -> sled::Subscriber {
-        self.shared.trees.get(TreeId::Changes).watch_prefix(Vec::new())
+    pub fn watch_changes(&self) -> ChangeEvents {
+        ChangeEvents(self.shared.trees.get(TreeId::Changes).watch_prefix(Vec::new()))
+    }
+}
+
+/// sled's subscriber on the change log.
+pub struct ChangeEvents(sled::Subscriber);
+
+impl std::fmt::Debug for ChangeEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChangeEvents(..)")
+    }
+}
+
+impl ChangeEvents {
+    /// Waits for an event: whether one came, or `None` if there will never be another.
+    pub fn wait(&mut self, most: Duration) -> Option<bool> {
+        match self.0.next_timeout(most) {
+            Ok(_) => Some(true),
+            Err(RecvTimeoutError::Timeout) => Some(false),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::db::{DatabaseError, LogEntry, Reader, Subscription, SubscriptionKey};
+use crate::db::{ChangeEvents, DatabaseError, LogEntry, Reader, Subscription, SubscriptionKey};
 use crate::limits::{FEED_QUEUE, FEED_READ};
 use crate::net::{
     BlockNotification, Closed, Connection, ConnectionId, NetworkMessage, UTXOStateNotification,
@@ -161,14 +161,14 @@ impl Feed {
 
     /// Drains sled's subscriber, for ever. It touches nothing else: an event proves
     /// nothing, and a full buffer would stop the writer.
-    pub(super) fn drain_events(self: &Arc<Self>, mut events: sled::Subscriber) -> std::io::Result<()> {
+    pub(super) fn drain_events(self: &Arc<Self>, mut events: ChangeEvents) -> std::io::Result<()> {
         let feed = Arc::clone(self);
         let drain = move || {
             while !feed.stopping.load(Ordering::Relaxed) {
-                match events.next_timeout(Duration::from_millis(200)) {
-                    Ok(_) => feed.woken.notify_one(),
-                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+                match events.wait(Duration::from_millis(200)) {
+                    Some(true) => feed.woken.notify_one(),
+                    Some(false) => {}
+                    None => return,
                 }
             }
         };

@@ -22,7 +22,8 @@ use crate::consensus::{
     Voting, sign_batch,
 };
 use crate::db::{
-    CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription, SubscriptionKey,
+    ChangeEvents, CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription,
+    SubscriptionKey,
 };
 use crate::limits::{
     LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
@@ -261,7 +262,7 @@ impl UTXOStateManager {
     }
 
     /// Wakes whenever the change log grows; only before [`UTXOStateManager::start`].
-    pub(super) fn watch_changes(&self) -> Option<sled::Subscriber> {
+    pub(super) fn watch_changes(&self) -> Option<ChangeEvents> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.as_ref().map(|waiting| waiting.database.watch_changes())
     }
@@ -323,7 +324,7 @@ enum Stop {
     #[error(transparent)]
     Database(#[from] DatabaseError),
     #[error("safety fault: {0}")]
-    Fault(Fault),
+    Fault(Box<Fault>),
 }
 
 /// What leaves after a commit.
@@ -417,7 +418,7 @@ impl Ledger {
         let Step { changes, actions, fault, .. } = step;
         view.finish()?;
         if let Some(fault) = fault {
-            return Err(Stop::Fault(fault));
+            return Err(Stop::Fault(Box::new(fault)));
         }
         let suspension = self.new_suspension(voting);
         let outgoing = Outgoing {

@@ -221,10 +221,9 @@ impl Watchers {
         let Some(watched) = self.by_connection.get_mut(&connection) else { return };
         if told == TransactionStatusKind::Finalized && watched.active.remove(txid) {
             watched.settled.push_back(*txid);
-            if watched.settled.len() > MAX_WATCHED_PER_CONNECTION {
-                if let Some(oldest) = watched.settled.pop_front() {
-                    self.unwatch(connection, &oldest);
-                }
+            let full = watched.settled.len() > MAX_WATCHED_PER_CONNECTION;
+            if let Some(oldest) = full.then(|| watched.settled.pop_front()).flatten() {
+                self.unwatch(connection, &oldest);
             }
         }
     }
