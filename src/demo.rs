@@ -8,7 +8,8 @@ use time_masternode::config::read_genesis;
 use time_masternode::consensus::Committee;
 use time_masternode::devnet::Devnet;
 use time_masternode::net::{
-    FinalityProof, NetworkMessage, TransactionStatus, TransactionStatusKind, UTXOSubscribe, WalletClient,
+    FinalityProof, NetworkMessage, TransactionStatus, TransactionStatusKind, UTXOStateQuery, UTXOSubscribe,
+    WalletClient,
 };
 use time_masternode::types::{
     Address, Amount, Genesis, Input, OutPoint, Output, SecretKey, Signature, Transaction, UTXOState, sighash,
@@ -88,10 +89,62 @@ impl Demo {
             }
         }
     }
+
+    /// Payments one at a time, each spending the change of the one before, with three
+    /// clocks: the payer's, the payee's on another node, and that of a query.
+    async fn series(
+        &self,
+        payer: &mut WalletClient,
+        payee: &mut WalletClient,
+        from: &Wallet,
+        to: &Wallet,
+        mut coin: Coin,
+    ) -> anyhow::Result<()> {
+        println!("\n{SERIES} payments, one after the other, each spending the change of the one before.\n");
+        let amount = Amount::parse_time("1").context("an amount")?;
+        let (mut settled, mut heard, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..SERIES {
+            let payment = pay(&self.genesis, from, coin, &to.address, amount)?;
+            let began = Instant::now();
+            let elapsed = || began.elapsed().as_secs_f64() * 1_000.0;
+            payer.send(&NetworkMessage::TransactionBroadcast(payment.to_raw())).await?;
+            let paying = async {
+                while status_of(payer, &payment).await?.status != TransactionStatusKind::Finalized {}
+                Ok::<f64, anyhow::Error>(elapsed())
+            };
+            let hearing = async {
+                payee
+                    .wait_for(|message| match message {
+                        NetworkMessage::UTXOStateNotification(n) if n.notification.outpoint.txid == payment.txid() => {
+                            Some(())
+                        }
+                        _ => None,
+                    })
+                    .await?;
+                Ok::<f64, anyhow::Error>(elapsed())
+            };
+            let (paid, told) = tokio::try_join!(paying, hearing)?;
+            settled.push(paid);
+            heard.push(told);
+            let began = Instant::now();
+            let query = UTXOStateQuery { outpoints: vec![coin.outpoint.to_string()] };
+            payee.send(&NetworkMessage::UTXOStateQuery(query)).await?;
+            payee.wait_for(|message| matches!(message, NetworkMessage::UTXOStateResponse(_)).then_some(())).await?;
+            asked.push(began.elapsed().as_secs_f64() * 1_000.0);
+            coin = change_of(&payment)?;
+        }
+        line("from the broadcast to Finalized at the payer", settled);
+        line("from the broadcast to the notification at the payee, elsewhere", heard);
+        line("a query of a coin's state, there and back", asked);
+        Ok(())
+    }
 }
 
-fn name_of(state: &UTXOState) -> &'static str {
-    state.name()
+/// Milliseconds, sorted, as a line for people.
+fn line(what: &str, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |percent: usize| times.get((times.len().saturating_sub(1)) * percent / 100).copied().unwrap_or(f64::NAN);
+    println!("{what:<62} p50 {:>6.2} ms  p99 {:>6.2} ms  max {:>6.2} ms", at(50), at(99), at(100));
 }
 
 /// Makes payments on a running devnet and prints what happens.
@@ -138,7 +191,7 @@ pub(crate) async fn run(directory: &Path, devnet: &Devnet) -> anyhow::Result<()>
         "hears from {}: {} TIME are {}",
         incoming.originator,
         incoming.output.amount,
-        name_of(&incoming.new_state)
+        incoming.new_state.name()
     );
     demo.say(&bob.name, &text);
 
@@ -149,33 +202,9 @@ pub(crate) async fn run(directory: &Path, devnet: &Devnet) -> anyhow::Result<()>
     let rejection = refused.rejection.context("the double spend was not rejected")?;
     demo.say(&alice.name, &format!("is told: {:?}: {} ({})", refused.status, rejection.code, rejection.message));
 
-    println!("\n{SERIES} payments, one after the other, each spending the change of the one before.\n");
-    let mut coin = change_of(&payment)?;
-    let mut times = Vec::with_capacity(SERIES);
-    for _ in 0..SERIES {
-        let payment = pay(
-            &demo.genesis,
-            alice,
-            coin,
-            &bob.address,
-            demo.genesis.min_fee().checked_add(amount).context("an amount")?,
-        )?;
-        let began = Instant::now();
-        payer.send(&NetworkMessage::TransactionBroadcast(payment.to_raw())).await?;
-        while status_of(&mut payer, &payment).await?.status != TransactionStatusKind::Finalized {}
-        times.push(began.elapsed().as_secs_f64() * 1_000.0);
-        coin = change_of(&payment)?;
-    }
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    demo.series(&mut payer, &mut payee, alice, bob, change_of(&payment)?).await?;
     println!(
-        "from the broadcast to Finalized at the wallet: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-    println!(
-        "every payment is final on {} of {} masternodes' votes at least, and durable on each.",
+        "every payment is final by the votes of {} of {} masternodes at least, and durable on each.",
         demo.committee.quorum(),
         devnet.nodes.len()
     );

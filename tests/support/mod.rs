@@ -206,7 +206,16 @@ impl TestNet {
     /// A wallet's connection to a node.
     pub async fn wallet(&self, node: usize) -> Wallet {
         let address = &self.devnet.nodes[node].websocket_address;
-        Wallet { client: within("connecting", WalletClient::connect(address)).await.unwrap() }
+        // The node may have been started just now.
+        let connected = async {
+            loop {
+                match WalletClient::connect(address).await {
+                    Ok(client) => return client,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        Wallet { client: within("connecting", connected).await }
     }
 
     /// The first coins, each with its key.
