@@ -43,16 +43,19 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 // --- The ledger ---
 
-/// Events that wait for the ledger; when it is full, senders are told `Busy`.
+/// Payments and requests of wallets that wait for the verify pool or the ledger; when
+/// they are as many, wallets are told `Busy`.
 pub const LEDGER_QUEUE: usize = 8_192;
 /// Events that one commit takes together.
 pub const MAX_EVENTS_PER_COMMIT: usize = 256;
-/// Values that wait for the verify pool.
+/// Values of members that wait for the verify pool or the ledger; each member has an
+/// equal share of them.
 pub const VERIFY_QUEUE: usize = 8_192;
 /// Values whose signatures are checked together.
 pub const VERIFY_BATCH: usize = 64;
-/// Reads of the database that may run at once.
-pub const MAX_CONCURRENT_READS: usize = 32;
+/// Reads of the database that may run at once for wallets and strangers, and as many for
+/// members.
+pub const MAX_CONCURRENT_READS: usize = 16;
 
 // --- The database ---
 
@@ -87,7 +90,7 @@ pub const MAX_TEXT: usize = 128;
 /// Connections of wallets and strangers, all together.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// Connections from one IP address.
-pub const MAX_CONNECTIONS_PER_IP: usize = 1_024;
+pub const MAX_CONNECTIONS_PER_IP: usize = 256;
 /// Connections whose handshake is not done.
 pub const MAX_PENDING_HANDSHAKES: usize = 128;
 /// HTTP connections.
@@ -100,9 +103,16 @@ pub const PEER_QUEUE: usize = 16_384;
 pub const PEER_QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Messages that wait for a wallet's socket; whoever adds to a full one waits.
 pub const WALLET_QUEUE: usize = 32;
+/// Bytes that wait for a wallet's socket; one longer message may wait alone.
+pub const WALLET_QUEUE_BYTES: usize = 128 * 1024;
+/// Statuses that wait for a wallet's socket before nothing more is read from it.
+pub const WALLET_UNREAD_STATUSES: usize = 4_096;
+/// Bytes of strangers' frames above the handshake's size that are being received at once,
+/// all together.
+pub const STRANGERS_FRAME_BYTES: usize = 32 * 1024 * 1024;
 /// Transactions of which one connection hears every change of status.
-pub const MAX_WATCHED_PER_CONNECTION: usize = 16_384;
-/// Messages a second from a wallet.
+pub const MAX_WATCHED_PER_CONNECTION: usize = 8_192;
+/// Messages a second from a wallet; a long one counts as one for each begun KiB.
 pub const WALLET_MESSAGES_PER_SECOND: u32 = 20_000;
 /// Bad signatures that a connection may send before it is closed; it earns one back a second.
 pub const SIGNATURE_FAILURES: u32 = 32;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use super::message::{ErrorCode, ErrorMessage, NetworkMessage, Nonce, RequestId, encode, parse};
@@ -21,7 +21,8 @@ use super::peer_manager::PeerManager;
 use crate::consensus::MemberIndex;
 use crate::limits::{
     BAD_MESSAGES, MAX_WATCHED_PER_CONNECTION, PEER_QUEUE, PEER_QUEUE_BYTES, PING_EVERY, SIGNATURE_FAILURES,
-    SILENCE_TIMEOUT, WALLET_MESSAGES_PER_SECOND, WALLET_QUEUE, WRITE_TIMEOUT,
+    SILENCE_TIMEOUT, WALLET_MESSAGES_PER_SECOND, WALLET_QUEUE, WALLET_QUEUE_BYTES, WALLET_UNREAD_STATUSES,
+    WRITE_TIMEOUT,
 };
 
 /// Statuses that may wait on one connection: each watched transaction has a few.
@@ -50,16 +51,23 @@ impl Allowance {
         Self { left: f64::from(most), most: f64::from(most), per_second, at: Instant::now() }
     }
 
-    fn take(&mut self) -> bool {
+    fn take(&mut self, cost: f64) -> bool {
         let now = Instant::now();
         self.left = (self.left + now.duration_since(self.at).as_secs_f64() * self.per_second).min(self.most);
         self.at = now;
-        if self.left < 1.0 {
+        if self.left < cost {
             return false;
         }
-        self.left -= 1.0;
+        self.left -= cost;
         true
     }
+}
+
+/// A message that waits for the socket, with the room that it takes there.
+#[derive(Debug)]
+pub(super) struct Queued {
+    bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -75,10 +83,13 @@ pub struct Connection {
     id: ConnectionId,
     member: Option<MemberIndex>,
     address: SocketAddr,
-    queue: mpsc::Sender<Bytes>,
+    queue: mpsc::Sender<Queued>,
     queued_bytes: AtomicUsize,
+    /// Bytes that may still wait for a wallet's socket.
+    room: Arc<Semaphore>,
     pushed: Mutex<VecDeque<(NetworkMessage, Option<RequestId>)>>,
     push: Notify,
+    push_taken: Notify,
     closing: watch::Sender<Option<Option<Bytes>>>,
     heard: AtomicU64,
     started: Instant,
@@ -86,7 +97,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, member: Option<MemberIndex>, address: SocketAddr) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    pub(super) fn new(
+        id: u64,
+        member: Option<MemberIndex>,
+        address: SocketAddr,
+    ) -> (Arc<Self>, mpsc::Receiver<Queued>) {
         let (queue, receiver) = mpsc::channel(if member.is_some() { PEER_QUEUE } else { WALLET_QUEUE });
         let allowances = Allowances {
             messages: Allowance::new(WALLET_MESSAGES_PER_SECOND, f64::from(WALLET_MESSAGES_PER_SECOND)),
@@ -99,8 +114,10 @@ impl Connection {
             address,
             queue,
             queued_bytes: AtomicUsize::new(0),
+            room: Arc::new(Semaphore::new(WALLET_QUEUE_BYTES)),
             pushed: Mutex::new(VecDeque::new()),
             push: Notify::new(),
+            push_taken: Notify::new(),
             closing: watch::Sender::new(None),
             heard: AtomicU64::new(0),
             started: Instant::now(),
@@ -128,7 +145,7 @@ impl Connection {
     /// a member is never skipped.
     pub fn send_now(&self, bytes: Bytes) {
         let waiting = self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
-        if waiting > PEER_QUEUE_BYTES || self.queue.try_send(bytes).is_err() {
+        if waiting > PEER_QUEUE_BYTES || self.queue.try_send(Queued { bytes, _room: None }).is_err() {
             self.close(None);
         }
     }
@@ -137,8 +154,13 @@ impl Connection {
     pub async fn send(&self, bytes: Bytes) -> Result<(), Closed> {
         let mut closing = self.closing.subscribe();
         self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        let queued = async {
+            let share = u32::try_from(bytes.len().min(WALLET_QUEUE_BYTES)).unwrap_or(u32::MAX);
+            let room = Arc::clone(&self.room).acquire_many_owned(share).await.map_err(|_| Closed)?;
+            self.queue.send(Queued { bytes, _room: Some(room) }).await.map_err(|_| Closed)
+        };
         tokio::select! {
-            sent = self.queue.send(bytes) => sent.map_err(|_| Closed),
+            sent = queued => sent,
             _ = closing.wait_for(Option::is_some) => Err(Closed),
         }
     }
@@ -163,7 +185,7 @@ impl Connection {
 
     /// Refuses a message; too many refusals close the connection.
     pub async fn refuse(&self, error: ErrorMessage) -> Result<(), Closed> {
-        let allowed = self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_messages.take();
+        let allowed = self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_messages.take(1.0);
         let request_id = error.request_id.clone();
         if !allowed {
             self.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many refused messages"));
@@ -174,14 +196,26 @@ impl Connection {
 
     /// Counts a bad signature; too many close the connection.
     pub fn count_bad_signature(&self) {
-        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_signatures.take() {
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_signatures.take(1.0) {
             self.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many bad signatures"));
         }
     }
 
-    fn may_send(&self) -> bool {
-        // Members are slowed by their sockets; they have nothing to gain from a flood.
-        self.member.is_some() || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).messages.take()
+    fn may_send(&self, bytes: usize) -> bool {
+        // Members are slowed by their sockets and by their share of the verify pool.
+        let cost = 1.0 + (bytes / 1024) as f64;
+        self.member.is_some() || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).messages.take(cost)
+    }
+
+    /// Waits while the other side has too many statuses to read: who does not read is not
+    /// read from.
+    async fn statuses_read(&self) {
+        while self.pushed.lock().unwrap_or_else(PoisonError::into_inner).len() >= WALLET_UNREAD_STATUSES {
+            tokio::select! {
+                () = self.push_taken.notified() => {}
+                () = self.closed() => return,
+            }
+        }
     }
 
     /// Closes the connection; what is queued may be lost.
@@ -221,7 +255,9 @@ impl Connection {
     }
 
     fn take_pushed(&self) -> VecDeque<(NetworkMessage, Option<RequestId>)> {
-        std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner))
+        let taken = std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner));
+        self.push_taken.notify_one();
+        taken
     }
 }
 
@@ -230,7 +266,7 @@ impl Connection {
 #[derive(Debug)]
 pub struct Mailbox {
     connection: Arc<Connection>,
-    receiver: mpsc::Receiver<Bytes>,
+    receiver: mpsc::Receiver<Queued>,
 }
 
 impl Mailbox {
@@ -256,7 +292,7 @@ impl Mailbox {
                 return Some(message);
             }
             tokio::select! {
-                bytes = self.receiver.recv() => return parse(&bytes?).ok().map(|incoming| incoming.message),
+                queued = self.receiver.recv() => return parse(&queued?.bytes).ok().map(|incoming| incoming.message),
                 () = self.connection.push.notified() => {}
                 () = self.connection.closed() => return None,
             }
@@ -292,7 +328,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
     connection: Arc<Connection>,
     mut source: I,
     sink: O,
-    receiver: mpsc::Receiver<Bytes>,
+    receiver: mpsc::Receiver<Queued>,
 ) {
     let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
     loop {
@@ -325,7 +361,8 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
 }
 
 async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes: &[u8]) -> Result<(), Closed> {
-    if !connection.may_send() {
+    connection.statuses_read().await;
+    if !connection.may_send(bytes.len()) {
         connection.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many messages a second"));
         return Err(Closed);
     }
@@ -344,7 +381,7 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
     }
 }
 
-async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: mpsc::Receiver<Bytes>) {
+async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: mpsc::Receiver<Queued>) {
     let mut closing = connection.closing.subscribe();
     let mut batch = Vec::new();
     let mut ping = tokio::time::interval(PING_EVERY);
@@ -355,11 +392,14 @@ async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: 
             _ = closing.wait_for(Option::is_some) => break,
             count = receiver.recv_many(&mut batch, 64) => if count == 0 { break },
             () = connection.push.notified() => {}
-            _ = ping.tick() => batch.push(encode(&NetworkMessage::Ping(Nonce { nonce: connection.age_ms() }), None)),
+            _ = ping.tick() => {
+                let bytes = encode(&NetworkMessage::Ping(Nonce { nonce: connection.age_ms() }), None);
+                batch.push(Queued { bytes, _room: None });
+            }
         }
         let pushed = connection.take_pushed().into_iter().map(|(message, id)| encode(&message, id.as_deref()));
-        let sent = batch.iter().map(Bytes::len).sum::<usize>();
-        let writing = write_all(&mut sink, batch.drain(..).chain(pushed));
+        let sent = batch.iter().map(|queued| queued.bytes.len()).sum::<usize>();
+        let writing = write_all(&mut sink, batch.iter().map(|queued| queued.bytes.clone()).chain(pushed));
         let done = tokio::select! {
             done = timeout(WRITE_TIMEOUT, writing) => matches!(done, Ok(Ok(()))),
             _ = closing.wait_for(Option::is_some) => false,

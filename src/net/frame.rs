@@ -29,6 +29,17 @@ pub enum FrameError {
 
 /// Reads one frame of at most `limit` bytes; `None` if the stream ended between frames.
 pub async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R, limit: usize) -> Result<Option<Bytes>, FrameError> {
+    match read_length(stream, limit).await? {
+        Some(length) => read_body(stream, length).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads and checks a frame's length; `None` if the stream ended between frames.
+pub(super) async fn read_length<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    limit: usize,
+) -> Result<Option<usize>, FrameError> {
     let mut head = [0; 4];
     let first = stream.read(&mut head).await?;
     if first == 0 {
@@ -39,6 +50,11 @@ pub async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R, limit: usize) -> R
     if length == 0 || length > limit {
         return Err(FrameError::Length { length, limit });
     }
+    Ok(Some(length))
+}
+
+/// Reads a frame's body, whose length has been checked.
+pub(super) async fn read_body<R: AsyncRead + Unpin>(stream: &mut R, length: usize) -> Result<Bytes, FrameError> {
     let mut body = Vec::with_capacity(length.min(CHUNK));
     while body.len() < length {
         let wanted = (length - body.len()).min(CHUNK) as u64;
@@ -46,7 +62,7 @@ pub async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R, limit: usize) -> R
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     }
-    Ok(Some(body.into()))
+    Ok(body.into())
 }
 
 /// Writes one frame. Does not flush.

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::connection::{Sink, Source, run};
-use super::frame::{FrameError, read_frame, write_frame};
+use super::frame::{FrameError, read_body, read_frame, read_length, write_frame};
 use super::handshake::{HandshakeError, Hello, check_hello, check_proof, handshake_message};
 use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, encode, parse};
 use super::peer_manager::{Link, PeerManager, PendingHandshake, Registered};
@@ -35,14 +36,28 @@ pub(super) enum PeerError {
 
 struct Frames {
     stream: BufReader<OwnedReadHalf>,
+    /// What a stranger's long frames take their room from; members have room.
+    strangers: Option<Arc<Semaphore>>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Source for Frames {
     async fn next(&mut self) -> Result<Option<Bytes>, Option<ErrorMessage>> {
-        read_frame(&mut self.stream, MAX_FRAME_BYTES).await.map_err(|error| match error {
+        // The frame before has been handled by now.
+        self.room = None;
+        let error = |error: FrameError| match error {
             FrameError::Length { .. } => Some(ErrorMessage::new(ErrorCode::TooLarge, error.to_string())),
             FrameError::Io(_) => None,
-        })
+        };
+        let Some(length) = read_length(&mut self.stream, MAX_FRAME_BYTES).await.map_err(error)? else {
+            return Ok(None);
+        };
+        if let Some(strangers) = self.strangers.as_ref().filter(|_| length > MAX_HANDSHAKE_FRAME_BYTES) {
+            let share = u32::try_from(length).unwrap_or(u32::MAX);
+            let busy = |_| Some(ErrorMessage::new(ErrorCode::Busy, "no room for so long a frame now"));
+            self.room = Some(Arc::clone(strangers).try_acquire_many_owned(share).map_err(busy)?);
+        }
+        read_body(&mut self.stream, length).await.map(Some).map_err(error)
     }
 }
 
@@ -97,7 +112,9 @@ pub(super) async fn serve(
         tracing::info!(peer = %manager.committee().member(member).id, %address, dialled, "member connected");
     }
     manager.came(&connection);
-    run(manager, connection, Frames { stream: reader }, FrameSink { stream: writer }, receiver).await;
+    let strangers = member.is_none().then(|| Arc::clone(&manager.frame_bytes));
+    let source = Frames { stream: reader, strangers, room: None };
+    run(manager, connection, source, FrameSink { stream: writer }, receiver).await;
     Ok(())
 }
 

@@ -11,16 +11,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Closed, Connection, ConnectionId};
+use super::connection::{Closed, Connection, ConnectionId, Queued};
 use super::handshake::{Hello, PROTOCOL_VERSION, Role};
 use super::message::{ErrorCode, ErrorMessage, Incoming, NetworkMessage, UTXOStateNotificationMessage, encode};
 use super::{peer, websocket};
 use crate::consensus::{Committee, MemberIndex};
 use crate::limits::{
     DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIAL_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, MAX_PENDING_HANDSHAKES,
+    STRANGERS_FRAME_BYTES,
 };
 use crate::types::{Hash32, Network, SecretKey};
 
@@ -107,6 +108,8 @@ pub struct PeerManager {
     /// Changes whenever a member comes or goes.
     members_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
+    /// Bytes of long frames of strangers that may still be received at once.
+    pub(super) frame_bytes: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for PeerManager {
@@ -127,6 +130,7 @@ impl PeerManager {
             height: AtomicU64::new(0),
             members_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
+            frame_bytes: Arc::new(Semaphore::new(STRANGERS_FRAME_BYTES)),
         }
     }
 
@@ -314,7 +318,7 @@ impl PeerManager {
         &self,
         member: Option<MemberIndex>,
         address: SocketAddr,
-    ) -> (Arc<Connection>, mpsc::Receiver<Bytes>) {
+    ) -> (Arc<Connection>, mpsc::Receiver<Queued>) {
         Connection::new(self.next_id.fetch_add(1, Ordering::Relaxed), member, address)
     }
 

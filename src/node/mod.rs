@@ -141,7 +141,8 @@ impl MasternodeUTXOIntegration {
         feed.drain_events(events).map_err(io("starting the feed"))?;
         tokio::spawn(Arc::clone(&feed).run());
         let statuses = Arc::new(StatusHub::new(reader.clone(), self.ledger.committee().members().len()));
-        let pool = VerifyPool::start(self.ledger.inputs()).map_err(io("starting the verify pool"))?;
+        let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len())
+            .map_err(io("starting the verify pool"))?;
         let handler = Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed, pool));
         self.peers.set_handler(handler.clone());
         let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, reader };

@@ -36,6 +36,7 @@ pub struct UTXOProtocolHandler {
     pub(super) pool: VerifyPool,
     pub(super) sync: FinalizedSync,
     reads: Arc<Semaphore>,
+    member_reads: Arc<Semaphore>,
 }
 
 /// A refusal on its way to the peer.
@@ -97,7 +98,8 @@ impl UTXOProtocolHandler {
         pool: VerifyPool,
     ) -> Self {
         let sync = FinalizedSync::new(Arc::clone(ledger.committee()));
-        Self { ledger, statuses, feed, pool, sync, reads: Arc::new(Semaphore::new(MAX_CONCURRENT_READS)) }
+        let reads = || Arc::new(Semaphore::new(MAX_CONCURRENT_READS));
+        Self { ledger, statuses, feed, pool, sync, reads: reads(), member_reads: reads() }
     }
 
     async fn dispatch(
@@ -132,10 +134,10 @@ impl UTXOProtocolHandler {
             NetworkMessage::TransactionStatusQuery(query) => {
                 self.status_query(connection, query.txid, request_id).map(|()| None)
             }
-            NetworkMessage::GetTransactions(query) => self.get_transactions(query.txids).await.map(Some),
-            NetworkMessage::GetFinalized(query) => self.get_finalized(query).await.map(Some),
-            NetworkMessage::UTXOStateQuery(query) => self.state_query(query).await.map(Some),
-            NetworkMessage::AddressQuery(query) => self.address_query(query).await.map(Some),
+            NetworkMessage::GetTransactions(query) => self.get_transactions(connection, query.txids).await.map(Some),
+            NetworkMessage::GetFinalized(query) => self.get_finalized(connection, query).await.map(Some),
+            NetworkMessage::UTXOStateQuery(query) => self.state_query(connection, query).await.map(Some),
+            NetworkMessage::AddressQuery(query) => self.address_query(connection, query).await.map(Some),
             NetworkMessage::UTXOSubscribe(request) => {
                 self.subscribe(connection, request, request_id).await.map(|()| None)
             }
@@ -155,12 +157,31 @@ impl UTXOProtocolHandler {
         }
     }
 
-    /// Reads the database off the runtime's threads; the answer is durable.
+    /// Reads the database off the runtime's threads, for an answer to this connection; what
+    /// was read is durable. Members do not wait for what wallets ask.
     pub(super) async fn read<T: Send + 'static>(
+        &self,
+        connection: &Connection,
+        read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<Durable<T>, Refusal> {
+        let places = if connection.member().is_some() { &self.member_reads } else { &self.reads };
+        self.read_with(places, read).await
+    }
+
+    /// The same for the node's own housekeeping.
+    pub(super) async fn read_for_house<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<Durable<T>, Refusal> {
-        let permit = Arc::clone(&self.reads).acquire_owned().await.map_err(internal)?;
+        self.read_with(&self.member_reads, read).await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        places: &Arc<Semaphore>,
+        read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<Durable<T>, Refusal> {
+        let permit = Arc::clone(places).acquire_owned().await.map_err(internal)?;
         let reader = self.ledger.reader().clone();
         let done = tokio::task::spawn_blocking(move || {
             let result = reader.read(read);
@@ -190,8 +211,7 @@ impl UTXOProtocolHandler {
             Ok(transaction) => transaction,
             Err(rejection) => {
                 let refused = self.statuses.plain(txid, TransactionStatusKind::Rejected, Some((&rejection).into()));
-                connection.push(refused, request_id);
-                return Ok(());
+                return connection.answer(&refused, request_id.as_deref()).await.or(Ok(()));
             }
         };
         let ticket = self.statuses.open(connection, request_id, Some(txid)).ok_or_else(busy)?;
@@ -230,7 +250,7 @@ impl UTXOProtocolHandler {
     ) -> Result<(), Refusal> {
         let txids: Vec<Txid> = entries.iter().map(|entry| entry.transaction.txid).collect();
         let settled = self
-            .read(move |reader| {
+            .read(connection, move |reader| {
                 txids.iter().map(|txid| Ok(reader.settled(txid)?.is_some())).collect::<Result<Vec<_>, _>>()
             })
             .await?
@@ -272,7 +292,11 @@ impl UTXOProtocolHandler {
         })
     }
 
-    async fn get_transactions(&self, txids: Vec<Txid>) -> Result<Durable<NetworkMessage>, Refusal> {
+    async fn get_transactions(
+        &self,
+        connection: &Connection,
+        txids: Vec<Txid>,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
         if txids.len() > MAX_TRANSACTIONS_PER_REQUEST {
             return Err(too_many("transactions", MAX_TRANSACTIONS_PER_REQUEST));
         }
@@ -294,10 +318,14 @@ impl UTXOProtocolHandler {
             }
             Ok(NetworkMessage::Transactions(Transactions { transactions }))
         };
-        self.read(read).await
+        self.read(connection, read).await
     }
 
-    async fn state_query(&self, query: UTXOStateQuery) -> Result<Durable<NetworkMessage>, Refusal> {
+    async fn state_query(
+        &self,
+        connection: &Connection,
+        query: UTXOStateQuery,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
         if query.outpoints.len() > MAX_OUTPOINTS_PER_QUERY {
             return Err(too_many("outpoints", MAX_OUTPOINTS_PER_QUERY));
         }
@@ -310,10 +338,14 @@ impl UTXOProtocolHandler {
             let states = outpoints.into_iter().map(state).collect::<Result<_, DatabaseError>>()?;
             Ok(NetworkMessage::UTXOStateResponse(UTXOStateResponse { states }))
         };
-        self.read(read).await
+        self.read(connection, read).await
     }
 
-    async fn address_query(&self, query: AddressQuery) -> Result<Durable<NetworkMessage>, Refusal> {
+    async fn address_query(
+        &self,
+        connection: &Connection,
+        query: AddressQuery,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
         if query.addresses.len() > MAX_ADDRESSES_PER_QUERY {
             return Err(too_many("addresses", MAX_ADDRESSES_PER_QUERY));
         }
@@ -329,7 +361,7 @@ impl UTXOProtocolHandler {
                 sequence: page.sequence,
             }))
         };
-        self.read(read).await
+        self.read(connection, read).await
     }
 }
 

@@ -70,7 +70,7 @@ impl UTXOProtocolHandler {
             Some(sequence) => (sequence, Vec::new()),
             None => {
                 let (addresses, outpoints) = (subscription.addresses.clone(), subscription.outpoints.clone());
-                let snapshot = self.read(move |reader| reader.snapshot(&addresses, &outpoints)).await?;
+                let snapshot = self.read(connection, move |reader| reader.snapshot(&addresses, &outpoints)).await?;
                 let Snapshot { sequence, utxos } = snapshot.into_inner();
                 (sequence, utxos)
             }
@@ -184,7 +184,7 @@ impl UTXOProtocolHandler {
     /// Forgets subscriptions that nobody used for a long time.
     pub(super) async fn expire_subscriptions(&self, now: UnixSeconds) {
         let retention = i64::try_from(SUBSCRIPTION_RETENTION.as_secs()).unwrap_or(i64::MAX);
-        let old = self.read(move |reader| {
+        let old = self.read_for_house(move |reader| {
             reader
                 .subscriptions()
                 .filter(|s| s.as_ref().is_ok_and(|s| s.last_used < now - retention))

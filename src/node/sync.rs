@@ -96,7 +96,11 @@ impl UTXOProtocolHandler {
 
     /// A page of this node's own order: the change log names each transaction where it
     /// became final.
-    pub(super) async fn get_finalized(&self, query: GetFinalized) -> Result<Durable<NetworkMessage>, Refusal> {
+    pub(super) async fn get_finalized(
+        &self,
+        connection: &Connection,
+        query: GetFinalized,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
         let limit = (query.limit as usize).clamp(1, MAX_FINALIZED_PER_PAGE);
         let read = move |reader: &Reader| {
             let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -126,7 +130,7 @@ impl UTXOProtocolHandler {
             let next = (cursor < end || !entries.is_empty()).then_some(cursor);
             Ok(NetworkMessage::Finalized(Finalized { entries, next }))
         };
-        self.read(read).await
+        self.read(connection, read).await
     }
 
     /// A member says what it has in flight: send it what is final here, and ask for what
@@ -155,7 +159,7 @@ impl UTXOProtocolHandler {
             }
             Ok((settled, unknown))
         };
-        let (settled, unknown) = self.read(read).await?.into_inner();
+        let (settled, unknown) = self.read(connection, read).await?.into_inner();
         if !settled.is_empty() {
             connection.send_now(encode(&NetworkMessage::Transactions(Transactions { transactions: settled }), None));
         }

@@ -2,8 +2,9 @@
 //! reaches the ledger.
 //!
 //! Everything in it, and in the ledger's queue behind it, holds a permit. Wallets and
-//! members have permits of their own: when the wallets' are used up the next payment is
-//! answered `Busy`, and the votes of members still get through.
+//! each member have permits of their own: when the wallets' are used up the next payment is
+//! answered `Busy`, and the votes of members still get through; a member that floods waits
+//! for itself.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,13 +37,14 @@ pub(super) struct Busy;
 pub(super) struct VerifyPool {
     jobs: Sender<Job>,
     wallets: Arc<Semaphore>,
-    members: Arc<Semaphore>,
+    /// By member: its share of the queue.
+    members: Vec<Arc<Semaphore>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl VerifyPool {
     /// Starts a worker for each core; what they verified goes to `ledger`.
-    pub(super) fn start(ledger: &Sender<Work>) -> std::io::Result<Self> {
+    pub(super) fn start(ledger: &Sender<Work>, members: usize) -> std::io::Result<Self> {
         // Bounded by the permits, each of which is one job.
         let (jobs, receiver) = crossbeam_channel::bounded(VERIFY_QUEUE + LEDGER_QUEUE);
         let seen = Arc::new(Mutex::new(RecentlyVerified::default()));
@@ -51,11 +53,12 @@ impl VerifyPool {
             let (receiver, ledger, seen) = (receiver.clone(), ledger.clone(), Arc::clone(&seen));
             std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&receiver, &ledger, &seen))
         };
+        let share = (VERIFY_QUEUE / members.max(1)).max(1);
         let workers = (0..cores).map(start).collect::<std::io::Result<_>>()?;
         Ok(Self {
             jobs,
             wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
-            members: Arc::new(Semaphore::new(VERIFY_QUEUE)),
+            members: (0..members).map(|_| Arc::new(Semaphore::new(share))).collect(),
             workers: Mutex::new(workers),
         })
     }
@@ -73,7 +76,8 @@ impl VerifyPool {
         source: Source,
         connection: &Arc<Connection>,
     ) -> Result<(), Busy> {
-        let permit = Arc::clone(&self.members).acquire_owned().await.map_err(|_| Busy)?;
+        let member = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
+        let permit = Arc::clone(member).acquire_owned().await.map_err(|_| Busy)?;
         self.enqueue(Job { value, source, connection: Some(Arc::clone(connection)), permit })
     }
 
@@ -89,7 +93,7 @@ impl VerifyPool {
     /// Lets the workers end; what is queued is dropped with its connections' hopes.
     pub(super) fn stop(&self) {
         self.wallets.close();
-        self.members.close();
+        self.members.iter().for_each(|member| member.close());
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
