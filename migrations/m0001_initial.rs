@@ -15,12 +15,10 @@ use crate::types::Genesis;
 /// Outputs of the genesis that one transaction writes.
 const CHUNK: usize = 2_000;
 
-/// Writes the genesis and, last and in one transaction, the stamps. Running it again
-/// after a crash writes the same rows again.
-pub(crate) fn fill(db: &sled::Db, genesis: &Genesis, network_row: &[u8]) -> Result<(), DatabaseError> {
+/// Writes the genesis. Running it again after a crash writes the same rows again.
+pub(crate) fn fill(db: &sled::Db, genesis: &Genesis) -> Result<(), DatabaseError> {
     let utxos = db.open_tree("utxos")?;
     let addresses = db.open_tree("addresses")?;
-    let meta = db.open_tree("meta")?;
     let network = u32::from(genesis.network().byte());
     let outputs: Vec<_> = genesis.transaction().creates().collect();
     for chunk in outputs.chunks(CHUNK) {
@@ -41,6 +39,13 @@ pub(crate) fn fill(db: &sled::Db, genesis: &Genesis, network_row: &[u8]) -> Resu
             })
             .map_err(storage)?;
     }
+    Ok(())
+}
+
+/// Says, in one transaction, whose database it is and that it is whole. The caller has
+/// made the genesis durable before.
+pub(crate) fn stamp(db: &sled::Db, network_row: &[u8]) -> Result<(), DatabaseError> {
+    let meta = db.open_tree("meta")?;
     meta.transaction(|meta| {
         meta.insert(b"schema".as_slice(), 1_u32.to_le_bytes().to_vec())?;
         meta.insert(b"network".as_slice(), network_row)?;

@@ -77,7 +77,7 @@ pub struct Options {
     /// Connections of wallets and strangers, all together [default: 4096]
     #[arg(long, env = "TIME_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
-    /// Connections from one IP address [default: 1024]
+    /// Connections from one IP address [default: 256]
     #[arg(long, env = "TIME_MAX_CONNECTIONS_PER_IP", value_name = "N")]
     pub max_connections_per_ip: Option<usize>,
     /// What is logged, as in RUST_LOG [default: info]
@@ -366,7 +366,7 @@ pub fn commented(options: &Options) -> String {
         (
             "max_connections_per_ip",
             number(options.max_connections_per_ip.map(|n| n as u64)),
-            "1024",
+            "256",
             "Connections from one IP address.",
         ),
         ("log", text(&options.log), "\"info\"", "What is logged, as in RUST_LOG."),

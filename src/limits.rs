@@ -11,7 +11,7 @@ use std::time::Duration;
 pub const MAX_INPUTS: usize = 256;
 /// Outputs of a transaction.
 pub const MAX_OUTPUTS: usize = 256;
-/// Bytes of a transaction's JSON, whichever way it comes.
+/// Bytes of a `TransactionBroadcast`.
 pub const MAX_TRANSACTION_BYTES: usize = 256 * 1024;
 /// Votes under one signature.
 pub const MAX_VOTES_PER_BATCH: usize = 4_096;
@@ -38,6 +38,9 @@ pub const RESEND_AFTER_MS: u64 = 1_000;
 pub const RESEND_EVERY_MS: u64 = 3_000;
 /// Transactions that one tick sends again.
 pub const MAX_RESENDS_PER_TICK: usize = 1_024;
+/// About how many bytes one tick, or one greeting, sends again to a member; far below
+/// what may wait for its socket.
+pub const MAX_RESEND_BYTES: usize = 8 * 1024 * 1024;
 /// How often the core looks at its timers.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -91,8 +94,10 @@ pub const MAX_TEXT: usize = 128;
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// Connections from one IP address.
 pub const MAX_CONNECTIONS_PER_IP: usize = 256;
-/// Connections whose handshake is not done.
-pub const MAX_PENDING_HANDSHAKES: usize = 128;
+/// Connections of one port whose handshake is not done.
+pub const MAX_PENDING_HANDSHAKES: usize = 512;
+/// The same from one IP address.
+pub const MAX_PENDING_HANDSHAKES_PER_IP: usize = 128;
 /// HTTP connections.
 pub const MAX_HTTP_CONNECTIONS: usize = 64;
 /// Bytes of an HTTP request's head.
@@ -112,7 +117,7 @@ pub const WALLET_UNREAD_STATUSES: usize = 4_096;
 pub const STRANGERS_FRAME_BYTES: usize = 32 * 1024 * 1024;
 /// Transactions of which one connection hears every change of status.
 pub const MAX_WATCHED_PER_CONNECTION: usize = 8_192;
-/// Messages a second from a wallet; a long one counts as one for each begun KiB.
+/// Messages a second from a wallet; a long one counts as one more for each KiB.
 pub const WALLET_MESSAGES_PER_SECOND: u32 = 20_000;
 /// Bad signatures that a connection may send before it is closed; it earns one back a second.
 pub const SIGNATURE_FAILURES: u32 = 32;
@@ -126,6 +131,8 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often members tell each other what they have in flight.
 pub const STATUS_EVERY: Duration = Duration::from_secs(3);
+/// How often an observer asks members for what is final.
+pub const OBSERVE_EVERY: Duration = Duration::from_millis(500);
 /// Transactions that one `Status` names.
 pub const MAX_STATUS_IN_FLIGHT: usize = 4_096;
 /// Transactions that one `GetTransactions` asks for.
@@ -145,11 +152,15 @@ pub const MAX_UTXOS_PER_PAGE: usize = 1_000;
 pub const MAX_SUBSCRIPTION_FILTERS: usize = 4_096;
 /// Subscriptions that are remembered, all together.
 pub const MAX_SUBSCRIPTIONS: usize = 200_000;
+/// Addresses and outpoints of all live subscriptions of one connection.
+pub const MAX_FILTERS_PER_CONNECTION: usize = 16_384;
 /// Live subscriptions of one connection.
 pub const MAX_SUBSCRIPTIONS_PER_CONNECTION: usize = 1_024;
 /// Changes that wait in memory for a live subscription; behind that it reads the log.
 pub const FEED_QUEUE: usize = 128;
 /// Change-log entries that are read at once.
 pub const FEED_READ: usize = 2_048;
+/// How old the note of a subscription's use may become while it is being used.
+pub const SUBSCRIPTION_REFRESH: Duration = Duration::from_secs(24 * 3600);
 /// How long an abandoned subscription is remembered.
 pub const SUBSCRIPTION_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);

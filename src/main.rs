@@ -14,7 +14,7 @@ use time_masternode::devnet::{Devnet, DevnetOptions};
 use time_masternode::node::MasternodeUTXOIntegration;
 use time_masternode::types::SecretKey;
 use time_masternode::{files, keyfile};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A masternode for a UTXO payment network with instant finality.
 ///
@@ -186,21 +186,35 @@ fn run(args: Run) -> Result<(), Failure> {
     start_logging(options.log.as_deref().unwrap_or("info"), options.log_format.unwrap_or_default()).map_err(config)?;
     let settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
     runtime()?.block_on(async {
+        // Before anything is opened, so that a signal during the start is not the end.
+        let signals = Signals::listen()?;
         let node = settings.open().context("opening the node")?;
         node.initialize().await.context("starting the node")?;
-        until_stopped(&[node]).await
+        until_stopped(&[node], signals).await
     })?;
     Ok(())
 }
 
+/// What an operator ends a node with.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        Ok(Self { interrupt, terminate })
+    }
+}
+
 /// Runs nodes until a signal comes or one of them has to stop.
-async fn until_stopped(nodes: &[MasternodeUTXOIntegration]) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+async fn until_stopped(nodes: &[MasternodeUTXOIntegration], mut signals: Signals) -> anyhow::Result<()> {
     let stopped = futures_util::future::select_all(nodes.iter().map(|node| Box::pin(node.stopped())));
     let outcome = tokio::select! {
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+        _ = signals.interrupt.recv() => Ok(()),
+        _ = signals.terminate.recv() => Ok(()),
         (reason, ..) = stopped => reason.map_err(anyhow::Error::msg),
     };
     for node in nodes {
@@ -240,6 +254,7 @@ fn devnet(args: &DevnetArgs) -> Result<(), Failure> {
 }
 
 async fn run_devnet(directory: &Path, devnet: &Devnet, show: bool) -> anyhow::Result<()> {
+    let signals = Signals::listen()?;
     let mut nodes = Vec::new();
     for node in &devnet.nodes {
         let settings = Settings::try_from(Options::read(&directory.join(&node.config_file))?)?;
@@ -268,5 +283,5 @@ async fn run_devnet(directory: &Path, devnet: &Devnet, show: bool) -> anyhow::Re
         }
         return shown;
     }
-    until_stopped(&nodes).await
+    until_stopped(&nodes, signals).await
 }

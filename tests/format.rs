@@ -152,7 +152,7 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
         addresses: vec![],
         last_used: 5,
     };
-    let subscriptions = vec![(SubscriptionKey::of("wallet"), Some(subscription))];
+    let subscriptions = [(SubscriptionKey::of("wallet"), Some(subscription))].into();
     let batch = CommitBatch { changes, subscriptions, suspension: None };
     opened.database.commit(batch, ()).unwrap().into_inner();
     drop(opened);

@@ -231,3 +231,65 @@ async fn a_child_may_be_sent_with_its_parent() {
         assert_proved(&net, &wallet.until_final(transaction.txid()).await);
     }
 }
+
+/// An observer has no key: it takes payments and passes them on, follows what becomes
+/// final, serves wallets, and never votes.
+#[tokio::test]
+async fn an_observer_follows_and_serves_wallets() {
+    let net = TestNet::running(4);
+    let port = support::free_base_port(1);
+    let address = |offset: u16| format!("127.0.0.1:{}", port + offset);
+    let data_dir = net.directory().join("observer");
+    let mut observer = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+        .args(["run", "--id", "watcher", "--p2p-listen", &address(0), "--http-listen", &address(1)])
+        .args(["--websocket-listen", &address(2), "--genesis-file"])
+        .arg(net.directory().join(&net.devnet.genesis_file))
+        .arg("--data-dir")
+        .arg(&data_dir)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let payee = net.address(&SecretKey::generate());
+    let coins = net.coins();
+    let watched = async {
+        let mut wallet = support::Wallet::at(&address(2)).await;
+        // What somebody else pays elsewhere is heard of here, and so is what is paid here.
+        net.wallet(0).await.pay(&net.pay(&coins[0], &payee, 5)).await;
+        let mut total = 0;
+        while total < 5 {
+            total = wallet.coins_of(&payee).await.total.units();
+        }
+        let here = net.pay(&coins[1], &payee, 6);
+        assert_proved(&net, &wallet.pay(&here).await);
+        assert_eq!(wallet.coins_of(&payee).await.total.units(), 11);
+    };
+    support::within("following", watched).await;
+    observer.kill().unwrap();
+    observer.wait().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_time-db"))
+        .arg("--data-dir")
+        .arg(&data_dir)
+        .args(["dump", "--tree", "votes"])
+        .output()
+        .unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "it never voted");
+}
+
+/// A question about a payment that is on its way does not make the node forget whom to
+/// tell that it is final, whichever of the two it comes to first.
+#[tokio::test]
+async fn asking_at_once_does_not_lose_the_answer() {
+    let net = TestNet::running(4);
+    let first = net.coins().remove(0);
+    let split = net.split(&first, 100);
+    let mut wallet = net.wallet(0).await;
+    wallet.pay(&split).await;
+    let to = net.address(&SecretKey::generate());
+    for coin in TestNet::outputs(&split, &first.key) {
+        let payment = net.pay(&coin, &to, 1);
+        wallet.broadcast(&payment).await;
+        let query = time_masternode::net::TransactionStatusQuery { txid: payment.txid() };
+        wallet.send(&time_masternode::net::NetworkMessage::TransactionStatusQuery(query)).await;
+        wallet.status_of(payment.txid(), &[TransactionStatusKind::Finalized]).await;
+    }
+}

@@ -451,17 +451,21 @@ impl Machine {
             }
             return;
         }
-        let held = self.pending.get(&txid).is_some_and(|p| p.recorded && (p.locked_at.is_some() || !self.may_vote()));
+        let held = self.pending.get(&txid).is_some_and(|pending| {
+            let promised = pending.locked_at.is_some() || *pending.own.of(VoteKind::Commit);
+            pending.recorded && (promised || !self.may_vote())
+        });
         if held {
             if let (Source::Wallet(ticket), Some(progress)) = (source, self.progress(&txid)) {
                 step.act(Action::Reply { ticket, txid, progress });
             }
             return;
         }
-        if self.room.join(&txid, source) {
-            return;
+        match self.room.join(&txid, source) {
+            None => self.accept(step, transaction, source),
+            Some(true) => {}
+            Some(false) => refuse(step, source, txid, Rejection::Busy),
         }
-        self.accept(step, transaction, source);
     }
 
     /// Locks and approves a transaction, or says why not.

@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use super::committee::MemberIndex;
 use super::machine::{Action, Machine, Step, Timer, refuse};
+use super::pending::Pending;
 use super::validate::Rejection;
 use super::view::View;
 use super::vote::{Vote, VoteKind};
-use crate::limits::{MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_EVERY_MS};
+use crate::limits::{MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_EVERY_MS};
 use crate::types::Txid;
 
 impl Machine {
     /// Looks at every timer that has run out, as many as one tick bears.
     pub(super) fn tick<V: View>(&mut self, step: &mut Step<'_, V>) {
-        let mut votes = Vec::new();
+        let (mut votes, mut bytes) = (Vec::new(), 0);
         for _ in 0..MAX_RESENDS_PER_TICK {
+            if bytes > MAX_RESEND_BYTES {
+                break;
+            }
             let Some(due) = self.timers.first().copied().filter(|(at, ..)| *at <= step.now.ms) else { break };
             self.timers.remove(&due);
             let (_, timer, txid) = due;
@@ -22,7 +26,7 @@ impl Machine {
                 Timer::ParentWait => self.give_up_waiting(step, &txid),
                 Timer::Conflict => self.consider_abort(step, txid),
                 Timer::Body => self.ask_for_body(step, txid),
-                Timer::Resend => self.resend(step, txid, &mut votes),
+                Timer::Resend => bytes += self.resend(step, txid, &mut votes),
             }
         }
         if !votes.is_empty() {
@@ -53,9 +57,11 @@ impl Machine {
     }
 
     /// Something has been in flight for a while: say all that this member has to say of it.
-    fn resend<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, votes: &mut Vec<Vote>) {
-        let Some(pending) = self.pending.get(&txid) else { return };
-        let Some(transaction) = pending.transaction.clone() else { return };
+    /// Gives about how many bytes that is for each member.
+    fn resend<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, votes: &mut Vec<Vote>) -> usize {
+        let Some(pending) = self.pending.get(&txid) else { return 0 };
+        let Some(transaction) = pending.transaction.clone() else { return 0 };
+        let bytes = about_bytes(pending);
         votes.extend(VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid }));
         let certificate = pending.certificate(VoteKind::Commit).or_else(|| pending.certificate(VoteKind::Approve));
         if let Some(certificate) = certificate.cloned() {
@@ -68,14 +74,19 @@ impl Machine {
             }
         }
         self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Resend, txid));
+        bytes
     }
 
     /// A member is there (again): give it what it may have missed, from the oldest known
     /// order up to a bound. The timers send the rest.
     pub(super) fn greet<V: View>(&mut self, step: &mut Step<'_, V>, member: MemberIndex) {
-        let mut votes = Vec::new();
+        let (mut votes, mut bytes) = (Vec::new(), 0);
         let mut batches: Vec<Arc<_>> = Vec::new();
         for (txid, pending) in self.pending.iter().filter(|(_, p)| p.recorded).take(MAX_STATUS_IN_FLIGHT) {
+            bytes += about_bytes(pending);
+            if bytes > MAX_RESEND_BYTES {
+                break;
+            }
             votes.extend(
                 VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid: *txid }),
             );
@@ -103,4 +114,12 @@ impl Machine {
             step.act(Action::ResendVotes { to: Some(member), votes });
         }
     }
+}
+
+/// About how many bytes of JSON a pending transaction and its certificate are.
+fn about_bytes(pending: &Pending) -> usize {
+    let transaction = pending.transaction.as_ref();
+    let body = transaction.map_or(0, |t| 256 + 400 * t.inputs().len() + 128 * t.outputs().len());
+    let certificate = pending.certificate(VoteKind::Commit).or_else(|| pending.certificate(VoteKind::Approve));
+    body + certificate.iter().flat_map(|c| &c.votes).map(|vote| 320 + 68 * vote.path.len()).sum::<usize>()
 }

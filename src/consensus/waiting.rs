@@ -27,13 +27,18 @@ impl ParentRoom {
     /// How many sources of one child are remembered.
     const MAX_SOURCES: usize = 16;
 
-    /// Adds a source to a child that waits already; `false` if it does not.
-    pub(super) fn join(&mut self, txid: &Txid, source: Source) -> bool {
-        let Some(waiting) = self.children.get_mut(txid) else { return false };
-        if waiting.sources.len() < Self::MAX_SOURCES && !waiting.sources.contains(&source) {
+    /// Adds a source to a child that waits already; `None` if it does not, `Some(false)` if
+    /// no more can wait with it.
+    pub(super) fn join(&mut self, txid: &Txid, source: Source) -> Option<bool> {
+        let waiting = self.children.get_mut(txid)?;
+        if waiting.sources.contains(&source) {
+            return Some(true);
+        }
+        let room = waiting.sources.len() < Self::MAX_SOURCES;
+        if room {
             waiting.sources.push(source);
         }
-        true
+        Some(room)
     }
 
     /// Lets a child wait; `false` if the room is full.

@@ -61,7 +61,7 @@ pub struct CommitBatch {
     /// What the core decided.
     pub changes: Changes,
     /// Subscriptions made or replaced (`Some`) and cancelled (`None`).
-    pub subscriptions: Vec<(SubscriptionKey, Option<Subscription>)>,
+    pub subscriptions: BTreeMap<SubscriptionKey, Option<Subscription>>,
     /// This member must not vote any more.
     pub suspension: Option<Suspension>,
 }
@@ -91,8 +91,9 @@ impl VoteRows {
 
     /// A transaction that had left flight before a restart: its votes are not needed.
     pub(super) fn forget(&mut self, txid: &Txid) {
-        // A row that nobody needs is removed with the next one that becomes free.
-        let _free = self.release(txid);
+        // A vote is settled in the commit that removes its rows, so nothing becomes free.
+        let free = self.release(txid);
+        debug_assert!(free.is_empty(), "rows of settled votes were left behind");
     }
 
     /// A transaction left flight: its votes are not needed. Gives the commits whose rows
@@ -158,6 +159,8 @@ impl Database {
             let value = StoredFinal { transaction, settled: finalized.settled };
             put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &value)?;
             let key = certificate_key(txid, VoteKind::Commit);
+            let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
+            remove_record(&mut rows, TreeId::Certificates, &key, old);
             put_record(&mut rows, TreeId::Certificates, &key, finalized.certificate.as_ref())?;
         }
         log_rows(&mut rows, changes, self.head.sequence + 1)?;

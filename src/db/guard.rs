@@ -61,7 +61,6 @@ impl Guard {
     /// Opens the guard, making an empty one if there is none, and reads the newest stamp.
     pub fn open(data_dir: &Path) -> Result<(Self, Option<Stamp>), DatabaseError> {
         let path = data_dir.join(Self::FILE_NAME);
-        let new = !path.exists();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -69,10 +68,8 @@ impl Guard {
             .truncate(false)
             .open(&path)
             .map_err(DatabaseError::io("opening the guard"))?;
-        if new {
-            file.sync_all().map_err(DatabaseError::io("syncing the guard"))?;
-            sync_directory(data_dir)?;
-        }
+        file.sync_all().map_err(DatabaseError::io("syncing the guard"))?;
+        sync_directory(data_dir)?;
         let stamp = [0, SLOT_STRIDE]
             .into_iter()
             .map(|offset| read_slot(&file, offset))

@@ -64,6 +64,16 @@ pub enum DatabaseError {
         /// The stored genesis.
         found: crate::types::GenesisHash,
     },
+    /// It is of another member, or of an observer.
+    #[error(
+        "the database belongs to {found}, and the configured key is {expected}: votes and locks in it are another's; use the directory that belongs to the key"
+    )]
+    OtherKey {
+        /// The configured key.
+        expected: String,
+        /// The stored key.
+        found: String,
+    },
     /// It was written by a newer program.
     #[error("the database has schema {found}, and this program knows only up to {known}; use the newer program")]
     NewerSchema {

@@ -46,11 +46,9 @@ impl Database {
         cache_bytes: u64,
     ) -> Result<Opened, DatabaseError> {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
-        let new = !data_dir.join(DATABASE_DIR).join("db").exists();
         let (db, trees) = open_sled(data_dir, cache_bytes)?;
-        if new {
-            sync_new_files(data_dir)?;
-        }
+        // Also of an old database: a crash may have come between its making and this.
+        sync_names(data_dir)?;
         schema_check(&trees)?;
         let network = match read_meta::<StoredNetwork>(&trees, meta::NETWORK)? {
             Some(network) => network,
@@ -58,6 +56,11 @@ impl Database {
         };
         if network.genesis_hash != genesis.hash() {
             return Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found: network.genesis_hash });
+        }
+        if network.public_key != public_key {
+            let name =
+                |key: Option<PublicKey>| key.map_or_else(|| "an observer".into(), |key| format!("the member {key}"));
+            return Err(DatabaseError::OtherKey { expected: name(public_key), found: name(network.public_key) });
         }
         let head = read_meta::<Head>(&trees, meta::HEAD)?.unwrap_or(Head::EMPTY);
         let (guard, stamp) = Guard::open(data_dir)?;
@@ -158,11 +161,11 @@ fn remove_stale_snapshots(path: &Path) -> Result<(), DatabaseError> {
 }
 
 /// sled never syncs the names of its files, nor `conf`.
-fn sync_new_files(data_dir: &Path) -> Result<(), DatabaseError> {
+fn sync_names(data_dir: &Path) -> Result<(), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
     for name in ["conf", "db"] {
         let file = OpenOptions::new().read(true).open(path.join(name));
-        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing a new database"))?;
+        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing the database's files"))?;
     }
     sync_directory(&path)?;
     sync_directory(data_dir)?;
@@ -197,10 +200,16 @@ fn initialise(
 ) -> Result<StoredNetwork, DatabaseError> {
     let network =
         StoredNetwork { network: genesis.network(), genesis_hash: genesis.hash(), public_key, log_id: rand::random() };
-    super::m0001_initial::fill(db, genesis, &encode(TreeId::Meta, &network)?)?;
-    db.flush()?;
-    let file = OpenOptions::new().write(true).open(sled_file(data_dir));
-    file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing a new database"))?;
+    let sync = || {
+        db.flush()?;
+        let file = OpenOptions::new().write(true).open(sled_file(data_dir));
+        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing a new database"))
+    };
+    super::m0001_initial::fill(db, genesis)?;
+    // The stamp says that everything before it is there, so that has to be so first.
+    sync()?;
+    super::m0001_initial::stamp(db, &encode(TreeId::Meta, &network)?)?;
+    sync()?;
     read_meta(trees, meta::NETWORK)?.ok_or_else(|| DatabaseError::corrupt("meta", "no network after initialising"))
 }
 

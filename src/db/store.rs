@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::DatabaseError;
-use super::codec::{decode, get_record, records};
+use super::codec::{decode, get_record, record_parts, records};
 use super::commit::{Durable, VoteRows};
 use super::guard::Guard;
 use super::schema::{
@@ -57,6 +57,8 @@ pub(super) struct Shared {
     /// For threads that wait without a runtime.
     durable_commit: Mutex<u64>,
     became_durable: Condvar,
+    /// The writer is gone; what was not durable then never will be.
+    ended: AtomicBool,
     network: StoredNetwork,
 }
 
@@ -69,6 +71,7 @@ impl Shared {
             durable: watch::Sender::new(durable),
             durable_commit: Mutex::new(head.commit),
             became_durable: Condvar::new(),
+            ended: AtomicBool::new(false),
             network,
         }
     }
@@ -83,23 +86,32 @@ impl Shared {
         self.durable.send_replace(head);
     }
 
-    /// Waits until everything that a read before this call can have seen is durable. If
-    /// the writer has failed, that is never, and the node is stopping.
+    /// Nothing more will become durable: those that wait for it wait in vain.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        // Taken so that nobody is between looking and waiting.
+        drop(self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner));
+        self.became_durable.notify_all();
+    }
+
+    /// Waits until everything that a read before this call can have seen is durable.
     fn wait_durable(&self) -> Result<(), DatabaseError> {
         let seen = self.applied.load(Ordering::SeqCst);
         let mut durable = self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner);
         while *durable < seen {
-            let (guard, timeout) = self
-                .became_durable
-                .wait_timeout(durable, Duration::from_secs(30))
-                .unwrap_or_else(PoisonError::into_inner);
-            durable = guard;
-            if timeout.timed_out() && *durable < seen {
-                let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            if self.ended.load(Ordering::SeqCst) {
+                let source = std::io::Error::other("the writer has stopped");
                 return Err(DatabaseError::Io { what: "waiting for a commit", source });
             }
+            durable = self.became_durable.wait(durable).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.shared.end();
     }
 }
 
@@ -244,6 +256,16 @@ impl Reader {
         get_record(self.tree(TreeId::Subscriptions), TreeId::Subscriptions, key.as_bytes())
     }
 
+    /// Whether a transaction is final here; cheaper than reading it.
+    pub fn is_final(&self, txid: &Txid) -> Result<bool, DatabaseError> {
+        Ok(record_parts(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())? > 0)
+    }
+
+    /// Whether a transaction is in flight here; cheaper than reading it.
+    pub fn is_in_flight(&self, txid: &Txid) -> Result<bool, DatabaseError> {
+        Ok(record_parts(self.tree(TreeId::Locks), TreeId::Locks, txid.as_bytes())? > 0)
+    }
+
     /// Every subscription.
     pub fn subscriptions(&self) -> impl Iterator<Item = Result<Subscription, DatabaseError>> + use<> {
         records(self.tree(TreeId::Subscriptions), TreeId::Subscriptions).map(|record| record.map(|(_, value)| value))
@@ -260,7 +282,7 @@ impl Reader {
     /// Log entries with their numbers, after `after` and up to `up_to`, at most `limit`.
     pub fn changes(&self, after: u64, up_to: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
         let tree = self.tree(TreeId::Changes);
-        let wanted = after + 1;
+        let wanted = after.saturating_add(1);
         let start = match tree.range(..=wanted.to_be_bytes()).next_back().transpose()? {
             Some((key, _)) => key,
             None => wanted.to_be_bytes().to_vec().into(),

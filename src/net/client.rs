@@ -57,13 +57,16 @@ impl WalletClient {
         Ok(self.stream.send(Message::text(text)).await?)
     }
 
-    /// The next message; pings are answered underneath.
+    /// The next message; pings are answered on the way.
     pub async fn next(&mut self) -> Result<NetworkMessage, ClientError> {
         loop {
             match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => {
                     let parsed = parse(text.as_bytes()).map(|incoming| incoming.message);
-                    return parsed.map_err(|error| ClientError::NoMessage(error.message));
+                    match parsed.map_err(|error| ClientError::NoMessage(error.message))? {
+                        NetworkMessage::Ping(nonce) => self.send(&NetworkMessage::Pong(nonce)).await?,
+                        message => return Ok(message),
+                    }
                 }
                 Some(Ok(Message::Close(_))) | None => return Err(ClientError::Closed),
                 Some(Ok(_)) => {}

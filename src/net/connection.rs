@@ -183,9 +183,16 @@ impl Connection {
         self.push.notify_one();
     }
 
-    /// Refuses a message; too many refusals close the connection.
+    /// Refuses a message. Too many that are none, or not allowed, close the connection;
+    /// that the node is busy is nobody's fault.
     pub async fn refuse(&self, error: ErrorMessage) -> Result<(), Closed> {
-        let allowed = self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_messages.take(1.0);
+        let costs = match error.code {
+            ErrorCode::Busy | ErrorCode::Internal => false,
+            // A newer member may know more messages.
+            ErrorCode::UnknownMessage => self.member.is_none(),
+            _ => true,
+        };
+        let allowed = !costs || self.allowances.lock().unwrap_or_else(PoisonError::into_inner).bad_messages.take(1.0);
         let request_id = error.request_id.clone();
         if !allowed {
             self.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many refused messages"));
@@ -308,7 +315,7 @@ impl Drop for Mailbox {
 
 /// Where messages come from.
 pub(super) trait Source: Send {
-    /// The next message's bytes; `None` at the end, or the `Error` to end with.
+    /// The next message's bytes, empty for a mere sign of life; `None` at the end, or the `Error` to end with.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Option<ErrorMessage>>> + Send;
 }
 
@@ -322,6 +329,19 @@ pub(super) trait Sink: Send {
     fn close(&mut self) -> impl Future<Output = ()> + Send;
 }
 
+/// Closes a connection and takes it off the lists, also if its task panics.
+struct End<'a> {
+    manager: &'a PeerManager,
+    connection: &'a Arc<Connection>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.connection.close(None);
+        self.manager.gone(self.connection);
+    }
+}
+
 /// Runs a connection to its end. The handler has been told of it, and is told of the end.
 pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
     manager: &Arc<PeerManager>,
@@ -331,6 +351,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
     receiver: mpsc::Receiver<Queued>,
 ) {
     let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
+    let end = End { manager, connection: &connection };
     loop {
         let next = tokio::select! {
             next = timeout(SILENCE_TIMEOUT, source.next()) => next,
@@ -340,6 +361,10 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
         match next {
             Ok(Some(bytes)) => {
                 connection.heard.store(connection.age_ms(), Ordering::Relaxed);
+                // A sign of life without a message.
+                if bytes.is_empty() {
+                    continue;
+                }
                 if receive(manager, &connection, &bytes).await.is_err() {
                     break;
                 }
@@ -351,8 +376,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
             }
         }
     }
-    connection.close(None);
-    manager.gone(&connection);
+    drop(end);
     // The writer sees that the connection is closed and ends by itself, also if it is
     // stuck in a socket that nobody reads.
     if let Err(error) = writer.await {

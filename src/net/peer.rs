@@ -32,6 +32,8 @@ pub(super) enum PeerError {
     Refused(ErrorCode, String),
     #[error("the peer hung up")]
     HungUp,
+    #[error("no room for another connection")]
+    NoRoom,
 }
 
 struct Frames {
@@ -80,15 +82,15 @@ impl Sink for FrameSink {
     }
 }
 
-/// Handshake and life of one TCP connection. One that was accepted holds its place among
-/// those that are being greeted; one that this node dialled has none.
+/// Handshake and life of one TCP connection. If this node dialled, only the member that it
+/// `expected` may answer; who came by himself holds a place among those that are greeted.
 pub(super) async fn serve(
     manager: &Arc<PeerManager>,
     stream: TcpStream,
     address: SocketAddr,
-    accepted: Option<PendingHandshake>,
+    expected: Option<MemberIndex>,
+    pending: Option<PendingHandshake>,
 ) -> Result<(), PeerError> {
-    let dialled = accepted.is_none();
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
     let mut reader = BufReader::with_capacity(16 * 1024, read);
@@ -101,7 +103,19 @@ pub(super) async fn serve(
             return Err(error);
         }
     };
-    drop(accepted);
+    let dialled = expected.is_some();
+    if dialled && member != expected {
+        let error = PeerError::Handshake(HandshakeError::NotMember);
+        say_why(&mut writer, &error).await;
+        return Err(error);
+    }
+    drop(pending);
+    let place = if member.is_none() { manager.place_of_stranger(address.ip()) } else { None };
+    if member.is_none() && place.is_none() {
+        let error = PeerError::NoRoom;
+        say_why(&mut writer, &error).await;
+        return Err(error);
+    }
     let (connection, receiver) = manager.make_connection(member, address);
     if let Some(member) = member {
         let link = Link { connection: Arc::clone(&connection), instance: hello.instance, dialled_by_us: dialled };
@@ -120,28 +134,28 @@ pub(super) async fn serve(
 
 /// Of two connections between two keys one stays; a second live instance is refused.
 async fn admit(manager: &Arc<PeerManager>, member: MemberIndex, link: Link) -> Result<(), PeerError> {
-    match manager.register_member(member, &link) {
-        Registered::Yes => Ok(()),
-        Registered::Superfluous => Err(PeerError::HungUp),
-        Registered::OtherInstance(old) => {
-            let asked = old.age_ms();
-            old.send_now(encode(&NetworkMessage::Ping(super::message::Nonce { nonce: asked }), None));
-            // It lives if it says anything after the question.
-            let answered = async {
-                while old.heard_ms() <= asked && !old.is_closed() {
-                    tokio::time::sleep(DUPLICATE_PROBE / 50).await;
-                }
-            };
-            let silent = timeout(DUPLICATE_PROBE, answered).await.is_err();
-            if silent || old.is_closed() {
-                tracing::warn!(peer = %manager.committee().member(member).id, "a silent connection is replaced");
-                manager.replace_member(member, &old, link);
-                Ok(())
-            } else {
-                tracing::warn!(peer = %manager.committee().member(member).id, "a second live instance of a member's key");
-                Err(HandshakeError::DuplicateIdentity.into())
+    loop {
+        let old = match manager.register_member(member, &link) {
+            Registered::Yes => return Ok(()),
+            Registered::Superfluous => return Err(PeerError::HungUp),
+            Registered::OtherInstance(old) => old,
+        };
+        let peer = &manager.committee().member(member).id;
+        let asked = old.age_ms();
+        old.send_now(encode(&NetworkMessage::Ping(super::message::Nonce { nonce: asked }), None));
+        // It lives if it says anything after the question.
+        let answered = async {
+            while old.heard_ms() <= asked && !old.is_closed() {
+                tokio::time::sleep(DUPLICATE_PROBE / 50).await;
             }
+        };
+        let silent = timeout(DUPLICATE_PROBE, answered).await.is_err();
+        if !silent && !old.is_closed() {
+            tracing::warn!(%peer, "a second live instance of a member's key");
+            return Err(HandshakeError::DuplicateIdentity.into());
         }
+        tracing::warn!(%peer, "a silent connection is replaced");
+        old.close(None);
     }
 }
 
@@ -151,6 +165,7 @@ async fn say_why(writer: &mut BufWriter<OwnedWriteHalf>, error: &PeerError) {
         PeerError::Frame(error @ FrameError::Length { .. }) => {
             ErrorMessage::new(ErrorCode::TooLarge, error.to_string())
         }
+        PeerError::NoRoom => ErrorMessage::new(ErrorCode::TooManyConnections, error.to_string()),
         _ => return,
     };
     let farewell = async {

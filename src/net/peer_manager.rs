@@ -21,7 +21,7 @@ use super::{peer, websocket};
 use crate::consensus::{Committee, MemberIndex};
 use crate::limits::{
     DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIAL_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, MAX_PENDING_HANDSHAKES,
-    STRANGERS_FRAME_BYTES,
+    MAX_PENDING_HANDSHAKES_PER_IP, STRANGERS_FRAME_BYTES,
 };
 use crate::types::{Hash32, Network, SecretKey};
 
@@ -93,8 +93,10 @@ pub(super) enum Registered {
 struct Registry {
     connections: HashMap<ConnectionId, Arc<Connection>>,
     members: BTreeMap<MemberIndex, Link>,
+    /// Strangers that have been let in, by address.
     per_ip: HashMap<IpAddr, usize>,
-    pending: usize,
+    /// Those that are being greeted, by transport and address.
+    pending: HashMap<(Transport, IpAddr), usize>,
 }
 
 /// All connections of a node.
@@ -224,35 +226,50 @@ impl PeerManager {
         }
     }
 
+    /// Greets whoever came. Everybody gets that far, up to a bound for each address and
+    /// each port, for a member cannot be told from a stranger before.
     fn admit_stranger(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, transport: Transport) {
         let ip = address.ip();
         {
             let mut registry = self.registry();
-            let from_ip = registry.per_ip.get(&ip).copied().unwrap_or(0);
-            let full = registry.pending >= MAX_PENDING_HANDSHAKES
-                || from_ip >= self.config.max_connections_per_ip
-                || registry.per_ip.values().sum::<usize>() >= self.config.max_connections;
-            if full {
+            let of_ip = registry.pending.get(&(transport, ip)).copied().unwrap_or(0);
+            let of_port: usize = registry.pending.iter().filter(|((t, _), _)| *t == transport).map(|(_, n)| n).sum();
+            if of_ip >= MAX_PENDING_HANDSHAKES_PER_IP || of_port >= MAX_PENDING_HANDSHAKES {
                 drop(registry);
                 tokio::spawn(turn_away(stream, transport));
                 return;
             }
-            registry.pending += 1;
-            *registry.per_ip.entry(ip).or_default() += 1;
+            *registry.pending.entry((transport, ip)).or_default() += 1;
         }
-        let pending = PendingHandshake(Arc::clone(self));
-        let place = Place { manager: Arc::clone(self), ip };
+        let pending = PendingHandshake { manager: Arc::clone(self), key: (transport, ip) };
         let manager = Arc::clone(self);
         tokio::spawn(async move {
             let served = match transport {
-                Transport::Frames => peer::serve(&manager, stream, address, Some(pending)).await,
-                Transport::WebSocket => websocket::serve(&manager, stream, address, pending).await,
+                Transport::Frames => peer::serve(&manager, stream, address, None, Some(pending)).await,
+                Transport::WebSocket => match manager.place_of_stranger(ip) {
+                    Some(place) => websocket::serve(&manager, stream, address, pending, place).await,
+                    None => {
+                        turn_away(stream, transport).await;
+                        Ok(())
+                    }
+                },
             };
             if let Err(error) = served {
                 tracing::debug!(%address, %error, "a connection came to nothing");
             }
-            drop(place);
         });
+    }
+
+    /// A place for a wallet or an observer, if there is one; members need none.
+    pub(super) fn place_of_stranger(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let mut registry = self.registry();
+        let from_ip = registry.per_ip.get(&ip).copied().unwrap_or(0);
+        let all: usize = registry.per_ip.values().sum();
+        if from_ip >= self.config.max_connections_per_ip || all >= self.config.max_connections {
+            return None;
+        }
+        *registry.per_ip.entry(ip).or_default() += 1;
+        Some(Place { manager: Arc::clone(self), ip })
     }
 
     async fn keep_dialling(self: Arc<Self>, member: MemberIndex) {
@@ -281,7 +298,7 @@ impl PeerManager {
                 _ = stopping.wait_for(|stopping| *stopping) => return,
             }
             let dialled = tokio::select! {
-                dialled = self.dial(&address) => dialled,
+                dialled = self.dial(&address, member) => dialled,
                 _ = stopping.wait_for(|stopping| *stopping) => return,
             };
             match dialled {
@@ -299,7 +316,7 @@ impl PeerManager {
         }
     }
 
-    async fn dial(self: &Arc<Self>, address: &str) -> Result<(), peer::PeerError> {
+    async fn dial(self: &Arc<Self>, address: &str, member: MemberIndex) -> Result<(), peer::PeerError> {
         let stream = timeout(DIAL_TIMEOUT, async {
             let mut last = io::Error::from(io::ErrorKind::NotFound);
             for resolved in lookup_host(address).await? {
@@ -311,7 +328,7 @@ impl PeerManager {
             Err(last)
         });
         let (stream, resolved) = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        peer::serve(self, stream, resolved, None).await
+        peer::serve(self, stream, resolved, Some(member), None).await
     }
 
     pub(super) fn make_connection(
@@ -344,12 +361,6 @@ impl PeerManager {
         drop(registry);
         self.members_changed.send_modify(|version| *version += 1);
         Registered::Yes
-    }
-
-    pub(super) fn replace_member(&self, member: MemberIndex, old: &Arc<Connection>, link: Link) {
-        old.close(None);
-        self.registry().members.insert(member, link);
-        self.members_changed.send_modify(|version| *version += 1);
     }
 
     pub(super) fn came(&self, connection: &Arc<Connection>) {
@@ -438,24 +449,33 @@ impl PeerManager {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Transport {
     Frames,
     WebSocket,
 }
 
 /// A stranger's place among the connections of its address; given back when dropped.
-struct Place {
+pub(super) struct Place {
     manager: Arc<PeerManager>,
     ip: IpAddr,
 }
 
-/// A stranger's place among those that are being greeted; given back when dropped.
-pub(super) struct PendingHandshake(Arc<PeerManager>);
+/// A place among those that are being greeted; given back when dropped.
+pub(super) struct PendingHandshake {
+    manager: Arc<PeerManager>,
+    key: (Transport, IpAddr),
+}
 
 impl Drop for PendingHandshake {
     fn drop(&mut self) {
-        self.0.registry().pending -= 1;
+        let mut registry = self.manager.registry();
+        if let Some(count) = registry.pending.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                registry.pending.remove(&self.key);
+            }
+        }
     }
 }
 
@@ -486,7 +506,11 @@ async fn turn_away(stream: TcpStream, transport: Transport) {
         }
     };
     // One write into an empty socket buffer; a peer that does not take it is just closed.
-    let _written = stream.try_write(&words).is_ok();
+    let writing = async {
+        stream.writable().await?;
+        stream.try_write(&words)
+    };
+    let _written = timeout(Duration::from_secs(1), writing).await.is_ok();
 }
 
 /// Stands in before a handler is set.

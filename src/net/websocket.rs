@@ -17,7 +17,7 @@ use super::connection::{Sink, Source, run};
 use super::handshake::HandshakeError;
 use super::message::{ErrorCode, ErrorMessage};
 use super::peer::PeerError;
-use super::peer_manager::{PeerManager, PendingHandshake};
+use super::peer_manager::{PeerManager, PendingHandshake, Place};
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_WALLET_MESSAGE_BYTES};
 
 type Stream = WebSocketStream<TcpStream>;
@@ -32,8 +32,9 @@ impl Source for Texts {
                 Some(Ok(Message::Binary(_))) => {
                     return Err(Some(ErrorMessage::new(ErrorCode::Malformed, "messages are text")));
                 }
-                // tungstenite answers pings by itself.
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                // tungstenite answers pings by itself; here they only say that somebody lives.
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(Some(Bytes::new())),
+                Some(Ok(Message::Frame(_))) => {}
                 Some(Ok(Message::Close(_))) | None => return Ok(None),
                 Some(Err(Error::Capacity(error))) => {
                     return Err(Some(ErrorMessage::new(ErrorCode::TooLarge, error.to_string())));
@@ -71,7 +72,8 @@ pub(super) async fn serve(
     manager: &Arc<PeerManager>,
     stream: TcpStream,
     address: SocketAddr,
-    accepted: PendingHandshake,
+    pending: PendingHandshake,
+    place: Place,
 ) -> Result<(), PeerError> {
     stream.set_nodelay(true)?;
     let config = WebSocketConfig::default()
@@ -82,9 +84,10 @@ pub(super) async fn serve(
     let upgrade = tokio_tungstenite::accept_async_with_config(stream, Some(config));
     let upgraded = timeout(HANDSHAKE_TIMEOUT, upgrade).await.map_err(|_| HandshakeError::Timeout)?;
     let (sink, source) = upgraded.map_err(io::Error::other)?.split();
-    drop(accepted);
+    drop(pending);
     let (connection, receiver) = manager.make_connection(None, address);
     manager.came(&connection);
     run(manager, connection, Texts(source), TextSink(sink), receiver).await;
+    drop(place);
     Ok(())
 }

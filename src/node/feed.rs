@@ -18,8 +18,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::db::{ChangeEvents, DatabaseError, LogEntry, Reader, Subscription, SubscriptionKey};
 use crate::limits::{FEED_QUEUE, FEED_READ};
 use crate::net::{
-    BlockNotification, Closed, Connection, ConnectionId, NetworkMessage, UTXOStateNotification,
-    UTXOStateNotificationMessage, encode,
+    BlockNotification, Closed, Connection, ConnectionId, ErrorCode, ErrorMessage, NetworkMessage,
+    UTXOStateNotification, UTXOStateNotificationMessage, encode,
 };
 use crate::types::{Address, OutPoint};
 
@@ -102,7 +102,9 @@ struct Live {
 struct Session {
     number: u64,
     connection: ConnectionId,
+    filters: usize,
     cancel: watch::Sender<bool>,
+    ended: watch::Receiver<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -180,28 +182,24 @@ impl Feed {
         self.woken.notify_one();
     }
 
-    /// Hands what has become durable to the live subscriptions, for ever.
-    pub(super) async fn run(self: Arc<Self>) {
+    /// Hands what has become durable to the live subscriptions, until it is stopped. An
+    /// error means that wallets would be told nothing any more: the node has to stop.
+    pub(super) async fn run(self: Arc<Self>) -> Result<(), DatabaseError> {
         let mut durable = self.reader.durable();
         while !self.stopping.load(Ordering::Relaxed) {
             let up_to = durable.borrow_and_update().sequence;
             if self.state().position < up_to {
-                if let Err(error) = self.publish(up_to).await {
-                    tracing::error!(%error, "the feed cannot read the change log");
-                    return;
-                }
+                self.publish(up_to).await?;
                 continue;
             }
-            // The event says that the log grew; the head says when that is durable.
-            self.woken.notified().await;
-            while durable.borrow_and_update().sequence <= up_to && !self.stopping.load(Ordering::Relaxed) {
-                // The event may be of a commit that was seen durable already.
-                tokio::select! {
-                    changed = durable.changed() => if changed.is_err() { return },
-                    () = self.woken.notified() => {}
-                }
+            // The event says that the log grew, the head that it is durable. Either wakes,
+            // and the head is looked at again, so no order of the two is missed.
+            tokio::select! {
+                changed = durable.changed() => if changed.is_err() { return Ok(()) },
+                () = self.woken.notified() => {}
             }
         }
+        Ok(())
     }
 
     async fn publish(&self, up_to: u64) -> Result<(), DatabaseError> {
@@ -236,8 +234,8 @@ impl Feed {
         })?
     }
 
-    /// Begins to stream a subscription to a connection, from after `cursor`. A session of
-    /// the same subscription that is running elsewhere ends.
+    /// Begins to stream a subscription to a connection, from after `cursor`. Another
+    /// session of it has been ended before.
     pub(super) fn begin(
         self: &Arc<Self>,
         key: SubscriptionKey,
@@ -246,29 +244,24 @@ impl Feed {
         connection: &Arc<Connection>,
     ) {
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let cancel = watch::Sender::new(false);
-        let cancelled = cancel.subscribe();
-        let session = Session { number, connection: connection.id(), cancel };
-        {
-            let mut state = self.state();
-            state.leave(&key);
-            if let Some(old) = state.sessions.insert(key, session) {
-                old.cancel.send_replace(true);
-            }
+        let (cancel, ended) = (watch::Sender::new(false), watch::Sender::new(false));
+        let mut cancelled = cancel.subscribe();
+        let filters = filter.addresses.len() + filter.outpoints.len();
+        let session = Session { number, connection: connection.id(), filters, cancel, ended: ended.subscribe() };
+        if let Some(other) = self.state().sessions.insert(key, session) {
+            other.cancel.send_replace(true);
         }
         let (feed, connection) = (Arc::clone(self), Arc::clone(connection));
         tokio::spawn(async move {
-            if connection.is_closed() {
-                return feed.end(&key, number);
-            }
             let stream = Stream { feed: &feed, key, number, filter: Arc::new(filter), connection: &connection };
-            let mut cancelled = cancelled;
             tokio::select! {
-                _ended = stream.run(cursor) => {}
+                biased;
                 _ = cancelled.wait_for(|cancelled| *cancelled) => {}
                 () = connection.closed() => {}
+                _ended = stream.run(cursor) => {}
             }
             feed.end(&key, number);
+            ended.send_replace(true);
         });
     }
 
@@ -282,18 +275,30 @@ impl Feed {
         self.state().sessions.values().filter(|session| session.connection == connection).count()
     }
 
-    /// Whether anybody is streaming the subscription.
-    pub(super) fn has_session(&self, key: &SubscriptionKey) -> bool {
-        self.state().sessions.contains_key(key)
+    /// How many filters a connection's subscriptions have, but for this one's.
+    pub(super) fn filters_of(&self, connection: ConnectionId, but: &SubscriptionKey) -> usize {
+        let state = self.state();
+        let others = state.sessions.iter().filter(|(key, session)| session.connection == connection && *key != but);
+        others.map(|(_, session)| session.filters).sum()
     }
 
-    /// Ends a subscription's session, whoever has it.
-    pub(super) fn cancel(&self, key: &SubscriptionKey) {
-        let mut state = self.state();
-        state.leave(key);
-        if let Some(session) = state.sessions.remove(key) {
-            session.cancel.send_replace(true);
-        }
+    /// The subscriptions that are being streamed.
+    pub(super) fn streamed(&self) -> Vec<SubscriptionKey> {
+        self.state().sessions.keys().copied().collect()
+    }
+
+    /// Ends a subscription's session, whoever has it. When this is done, nothing of it is
+    /// sent any more.
+    pub(super) async fn cancel(&self, key: &SubscriptionKey) {
+        let session = {
+            let mut state = self.state();
+            state.leave(key);
+            state.sessions.remove(key)
+        };
+        let Some(mut session) = session else { return };
+        session.cancel.send_replace(true);
+        // An error says that the task is gone, which is as good.
+        let _ended = session.ended.wait_for(|ended| *ended).await.is_ok();
     }
 
     fn end(&self, key: &SubscriptionKey, number: u64) {
@@ -393,6 +398,8 @@ impl Stream<'_> {
         while cursor < up_to {
             let entries = self.feed.read(cursor, up_to).await.map_err(|error| {
                 tracing::error!(%error, "a subscription cannot read the change log");
+                let error = ErrorMessage::new(ErrorCode::Internal, "the node could not read its change log");
+                self.connection.close_with(&error);
                 Closed
             })?;
             let Some((last, _)) = entries.last() else { return Ok(up_to) };

@@ -73,9 +73,9 @@ pub struct NodeStatus {
     pub version: &'static str,
 }
 
-/// Serves the port until the runtime ends.
-pub(super) fn serve(listener: TcpListener, observed: Observed) {
-    tokio::spawn(async move {
+/// Serves the port until the task is aborted.
+pub(super) fn serve(listener: TcpListener, observed: Observed) -> tokio::task::AbortHandle {
+    let serving = tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -104,6 +104,7 @@ pub(super) fn serve(listener: TcpListener, observed: Observed) {
             });
         }
     });
+    serving.abort_handle()
 }
 
 fn respond(observed: &Observed, request: &Request<Incoming>) -> Response<Full<Bytes>> {

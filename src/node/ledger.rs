@@ -7,13 +7,14 @@
 //! The first error stops the node: a batch that could not be made durable never happened,
 //! and a restart recovers from the database.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::outbox::Outbox;
@@ -57,6 +58,7 @@ pub enum LedgerError {
 }
 
 /// What the ledger thread is asked to do.
+#[derive(Debug)]
 pub(super) enum Input {
     /// Something for the machine.
     Event(Event),
@@ -71,6 +73,7 @@ pub(super) enum Input {
 }
 
 /// A change of a durable subscription.
+#[derive(Debug)]
 pub(super) struct SubscriptionRequest {
     pub(super) key: SubscriptionKey,
     /// The new one; `None` cancels.
@@ -78,6 +81,8 @@ pub(super) struct SubscriptionRequest {
     /// The hash of the token that the wallet showed; an owner on its own connection needs
     /// none to cancel.
     pub(super) token_hash: Option<[u8; 32]>,
+    /// Only if it has not been used since; for housekeeping.
+    pub(super) last_used_before: Option<UnixSeconds>,
     /// Told when it is durable, or that the subscription is somebody else's.
     pub(super) done: oneshot::Sender<Durable<Result<SubscriptionDone, NotYours>>>,
 }
@@ -94,9 +99,25 @@ pub(super) struct SubscriptionDone {
 pub(super) struct NotYours;
 
 /// An input with the place that it holds in the queue.
+#[derive(Debug)]
 pub(super) struct Work {
     pub(super) input: Input,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The ledger's two queues; members' goes first, so that what is already under way is
+/// finished before more is begun.
+#[derive(Debug, Clone)]
+pub(super) struct Inputs {
+    pub(super) members: Sender<Work>,
+    pub(super) wallets: Sender<Work>,
+}
+
+/// The other ends.
+#[derive(Debug)]
+struct Queues {
+    members: Receiver<Work>,
+    wallets: Receiver<Work>,
 }
 
 /// What the rest of the node may know of the ledger at any time.
@@ -136,6 +157,18 @@ impl LedgerHealth {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Something without which the node must not go on has failed.
+    pub(super) fn fail(&self, reason: String) {
+        tracing::error!(%reason, "the node has to stop");
+        self.stopped.send_if_modified(|stopped| {
+            let first = stopped.is_none();
+            if first {
+                *stopped = Some(Err(reason));
+            }
+            first
+        });
+    }
+
     /// Waits until the ledger thread has ended, well (`Ok`) or because it had to (`Err`).
     pub async fn stopped(&self) -> Result<(), String> {
         let mut stopped = self.stopped.subscribe();
@@ -158,7 +191,7 @@ pub struct UTXOStateManager {
     genesis: Genesis,
     data_dir: PathBuf,
     reader: Reader,
-    inputs: Sender<Work>,
+    inputs: Inputs,
     health: Arc<LedgerHealth>,
     waiting: Mutex<Option<Waiting>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -170,7 +203,7 @@ struct Waiting {
     database: Database,
     machine: Machine,
     key: Option<SecretKey>,
-    receiver: Receiver<Work>,
+    queues: Queues,
 }
 
 impl UTXOStateManager {
@@ -198,9 +231,12 @@ impl UTXOStateManager {
         }
         let health = Arc::new(LedgerHealth::new(machine.voting()));
         let reader = database.reader();
-        // Never full: what waits in it holds a permit, of which there are fewer.
-        let (inputs, receiver) = crossbeam_channel::bounded(2 * (LEDGER_QUEUE + VERIFY_QUEUE));
-        let waiting = Waiting { database, machine, key: config.key, receiver };
+        // Never full but for what `tell` adds: the rest holds permits, of which there are fewer.
+        let (wallets, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
+        let (members, from_members) = crossbeam_channel::bounded(2 * VERIFY_QUEUE);
+        let inputs = Inputs { members, wallets };
+        let queues = Queues { members: from_members, wallets: from_wallets };
+        let waiting = Waiting { database, machine, key: config.key, queues };
         Ok(Self {
             id: config.id,
             rules,
@@ -250,13 +286,13 @@ impl UTXOStateManager {
         &self.health
     }
 
-    pub(super) const fn inputs(&self) -> &Sender<Work> {
+    pub(super) const fn inputs(&self) -> &Inputs {
         &self.inputs
     }
 
     /// Hands something to the ledger that holds no permit: few and small things only.
     pub(super) fn tell(&self, input: Input) {
-        if self.inputs.send(Work { input, permit: None }).is_err() {
+        if self.inputs.members.send(Work { input, permit: None }).is_err() {
             tracing::debug!("the ledger has stopped");
         }
     }
@@ -270,20 +306,21 @@ impl UTXOStateManager {
     /// Starts the ledger thread; what may leave goes to `outbox`.
     pub(super) fn start(&self, outbox: Outbox) -> std::io::Result<()> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Waiting { database, machine, key, receiver }) = waiting else { return Ok(()) };
+        let Some(Waiting { database, machine, key, queues }) = waiting else { return Ok(()) };
         let ledger = Ledger {
             reader: database.reader(),
             database,
             machine,
             key,
             committee: Arc::clone(&self.committee),
-            inputs: receiver,
+            queues,
             outbox,
             health: Arc::clone(&self.health),
             own_batches: Vec::new(),
             began: Instant::now(),
             last_tick: Instant::now(),
             last_status: Instant::now(),
+            status_due: false,
             status_after: None,
         };
         let health = Arc::clone(&self.health);
@@ -343,7 +380,7 @@ struct Ledger {
     machine: Machine,
     key: Option<SecretKey>,
     committee: Arc<Committee>,
-    inputs: Receiver<Work>,
+    queues: Queues,
     outbox: Outbox,
     health: Arc<LedgerHealth>,
     /// Batches that were signed for the last commit's votes and are not counted yet.
@@ -351,6 +388,7 @@ struct Ledger {
     began: Instant,
     last_tick: Instant,
     last_status: Instant,
+    status_due: bool,
     status_after: Option<Txid>,
 }
 
@@ -375,16 +413,15 @@ impl Ledger {
     fn gather(&self) -> Vec<Work> {
         let mut work = Vec::new();
         if self.own_batches.is_empty() {
-            let wait = TICK.saturating_sub(self.last_tick.elapsed());
-            match self.inputs.recv_timeout(wait) {
-                Ok(first) => work.push(first),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    work.push(Work { input: Input::Stop, permit: None });
-                }
+            let stop = || Work { input: Input::Stop, permit: None };
+            crossbeam_channel::select_biased! {
+                recv(self.queues.members) -> first => work.push(first.unwrap_or_else(|_| stop())),
+                recv(self.queues.wallets) -> first => work.push(first.unwrap_or_else(|_| stop())),
+                default(TICK.saturating_sub(self.last_tick.elapsed())) => {}
             }
         }
-        work.extend(self.inputs.try_iter().take(MAX_EVENTS_PER_COMMIT - work.len()));
+        let more = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
+        work.extend(more.take(MAX_EVENTS_PER_COMMIT - work.len()));
         work
     }
 
@@ -402,7 +439,11 @@ impl Ledger {
         for Work { input, permit } in work {
             permits.extend(permit);
             match input {
-                Input::Event(event) => self.machine.handle(&mut step, event),
+                Input::Event(event) => {
+                    // Whoever comes is told at once what is in flight here.
+                    self.status_due |= matches!(event, Event::Connected(_));
+                    self.machine.handle(&mut step, event);
+                }
                 Input::Unsigned { transaction, ticket } => {
                     self.machine.refuse_unsigned(&mut step, ticket, &transaction);
                 }
@@ -498,9 +539,10 @@ impl Ledger {
     /// Tells the members now and then what is in flight here, so that each can send what
     /// the other lacks.
     fn say_status(&mut self) {
-        if self.last_status.elapsed() < STATUS_EVERY {
+        if self.last_status.elapsed() < STATUS_EVERY && !self.status_due {
             return;
         }
+        self.status_due = false;
         self.last_status = Instant::now();
         let in_flight = self.machine.in_flight_after(self.status_after, MAX_STATUS_IN_FLIGHT);
         self.status_after = in_flight.last().copied().filter(|_| in_flight.len() >= MAX_STATUS_IN_FLIGHT);
@@ -511,25 +553,28 @@ impl Ledger {
 /// The subscription changes of one batch; a later one sees the earlier ones.
 #[derive(Default)]
 struct Subscriptions {
-    rows: Vec<(SubscriptionKey, Option<Subscription>)>,
+    rows: BTreeMap<SubscriptionKey, Option<Subscription>>,
     answers: Vec<SubscriptionAnswer>,
 }
 
 impl Subscriptions {
     fn decide(&mut self, reader: &Reader, request: SubscriptionRequest) -> Result<(), DatabaseError> {
-        let SubscriptionRequest { key, subscription, token_hash, done } = request;
-        let in_batch = self.rows.iter().rev().find(|(other, _)| *other == key).map(|(_, row)| row.clone());
-        let current = match in_batch {
-            Some(row) => row,
+        let SubscriptionRequest { key, subscription, token_hash, last_used_before, done } = request;
+        let current = match self.rows.get(&key) {
+            Some(row) => row.clone(),
             None => reader.subscription(&key)?,
         };
-        let yours = current.as_ref().is_none_or(|current| token_hash.is_none_or(|hash| hash == current.token_hash));
-        if !yours {
-            self.answers.push((done, Err(NotYours)));
-            return Ok(());
+        let yours = current.as_ref().is_none_or(|current| {
+            token_hash.is_none_or(|hash| hash == current.token_hash)
+                && last_used_before.is_none_or(|before| current.last_used < before)
+        });
+        let existed = current.is_some();
+        let answer = if yours { Ok(SubscriptionDone { existed }) } else { Err(NotYours) };
+        // Cancelling what is not there writes nothing, and renewing it does not revive it.
+        if yours && (existed || (subscription.is_some() && last_used_before.is_none())) {
+            self.rows.insert(key, subscription);
         }
-        self.rows.push((key, subscription));
-        self.answers.push((done, Ok(SubscriptionDone { existed: current.is_some() })));
+        self.answers.push((done, answer));
         Ok(())
     }
 }

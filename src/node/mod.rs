@@ -28,6 +28,7 @@ use self::outbox::Outbox;
 use self::status::StatusHub;
 use self::verify::VerifyPool;
 use crate::consensus::{Suspension, Voting};
+use crate::limits::OBSERVE_EVERY;
 use crate::net::{Handler, Incoming, Mailbox, NetworkMessage, PeerManager, TransactionStatus, TransactionStatusKind};
 use crate::types::RawTransaction;
 
@@ -37,6 +38,9 @@ pub use protocol::UTXOProtocolHandler;
 
 /// How long an in-process request waits for its answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How often subscriptions are looked after.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(3600);
 
 /// Why a node does not start, or a request to it fails.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +111,7 @@ pub struct MasternodeUTXOIntegration {
 struct Running {
     handler: Arc<UTXOProtocolHandler>,
     bound: Listen,
+    http: Option<tokio::task::AbortHandle>,
 }
 
 impl MasternodeUTXOIntegration {
@@ -139,15 +144,28 @@ impl MasternodeUTXOIntegration {
         let reader = self.ledger.reader().clone();
         let feed = Arc::new(Feed::new(reader.clone(), self.id.clone()));
         feed.drain_events(events).map_err(io("starting the feed"))?;
-        tokio::spawn(Arc::clone(&feed).run());
+        let (feeding, health) = (Arc::clone(&feed), Arc::clone(self.ledger.health()));
+        tokio::spawn(async move {
+            // A task of its own, so that a panic is seen as well.
+            match tokio::spawn(feeding.run()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => health.fail(format!("the feed: {error}")),
+                Err(error) => health.fail(format!("the feed: {error}")),
+            }
+        });
         let statuses = Arc::new(StatusHub::new(reader.clone(), self.ledger.committee().members().len()));
         let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len())
             .map_err(io("starting the verify pool"))?;
         let handler = Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed, pool));
         self.peers.set_handler(handler.clone());
-        let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, reader };
+        let is_member = self.ledger.health().voting() != Voting::Observer;
+        let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, reader, is_member };
         self.ledger.start(outbox).map_err(io("starting the ledger"))?;
-        if self.running.set(Running { handler: handler.clone(), bound }).is_err() {
+        let http = http.map(|listener| {
+            let (id, peers) = (self.id.clone(), Arc::clone(&self.peers));
+            http::serve(listener, http::Observed { id, handler: handler.clone(), peers })
+        });
+        if self.running.set(Running { handler: handler.clone(), bound, http }).is_err() {
             return Err(NodeError::NotRunning);
         }
 
@@ -157,14 +175,11 @@ impl MasternodeUTXOIntegration {
         if let Some(listener) = websocket {
             self.peers.listen_for_wallets(listener);
         }
-        if let Some(listener) = http {
-            http::serve(
-                listener,
-                http::Observed { id: self.id.clone(), handler: handler.clone(), peers: Arc::clone(&self.peers) },
-            );
-        }
         self.peers.dial_members();
         tokio::spawn(keep_house(Arc::downgrade(&handler)));
+        if self.ledger.health().voting() == Voting::Observer {
+            tokio::spawn(follow(Arc::downgrade(&handler), Arc::clone(&self.peers)));
+        }
         tracing::info!(
             id = %self.id,
             p2p = bound.p2p.map(tracing::field::display),
@@ -227,11 +242,17 @@ impl MasternodeUTXOIntegration {
         let handler = &self.running()?.handler;
         let mut mailbox = Mailbox::open(&self.peers, peer);
         let connection = Arc::clone(mailbox.connection());
+        // The answer is taken while it is made: a long one would not fit into the queue.
+        let mut handled = handler.handle(&connection, Incoming { message, request_id: None }, 0);
         let answered = async {
-            handler.handle(&connection, Incoming { message, request_id: None }, 0).await;
+            tokio::select! {
+                answer = mailbox.next() => return answer,
+                () = &mut handled => {}
+            }
             mailbox.next().await
         };
         let answer = timeout(ANSWER_WAIT, answered).await;
+        drop(handled);
         drop(mailbox);
         handler.disconnected(&connection);
         Ok(answer.unwrap_or(None))
@@ -267,13 +288,18 @@ impl MasternodeUTXOIntegration {
     /// Stops cleanly: no more messages, what is queued is committed, then the end.
     pub async fn shutdown(&self) {
         self.peers.stop();
-        if let Ok(running) = self.running() {
-            running.handler.feed.stop();
-            running.handler.pool.stop();
-        }
         let ledger = Arc::clone(&self.ledger);
         if let Err(error) = tokio::task::spawn_blocking(move || ledger.stop()).await {
             tracing::error!(%error, "stopping the ledger failed");
+        }
+        // The feed's events are drained until the writer has ended: dropping sled's
+        // subscriber while the writer waits for it would stop both for ever.
+        if let Ok(running) = self.running() {
+            running.handler.feed.stop();
+            running.handler.pool.stop();
+            if let Some(http) = &running.http {
+                http.abort();
+            }
         }
     }
 }
@@ -310,12 +336,20 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
     reasons
 }
 
+/// How an observer hears of what is final, as long as the node lives.
+async fn follow(handler: std::sync::Weak<UTXOProtocolHandler>, peers: Arc<PeerManager>) {
+    loop {
+        tokio::time::sleep(OBSERVE_EVERY).await;
+        let Some(handler) = handler.upgrade() else { return };
+        handler.ask_for_news(&peers);
+    }
+}
+
 /// What is done now and then, as long as the node lives.
 async fn keep_house(handler: std::sync::Weak<UTXOProtocolHandler>) {
-    let mut hourly = tokio::time::interval(Duration::from_secs(3600));
     loop {
-        hourly.tick().await;
+        tokio::time::sleep(HOUSEKEEPING_EVERY).await;
         let Some(handler) = handler.upgrade() else { return };
-        handler.expire_subscriptions(ledger::unix_now()).await;
+        handler.tend_subscriptions(ledger::unix_now()).await;
     }
 }

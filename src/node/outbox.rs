@@ -29,6 +29,8 @@ pub(super) struct Outbox {
     pub(super) peers: Arc<PeerManager>,
     pub(super) statuses: Arc<StatusHub>,
     pub(super) reader: Reader,
+    /// An observer says only what a wallet may say.
+    pub(super) is_member: bool,
 }
 
 impl Outbox {
@@ -99,6 +101,11 @@ impl Outbox {
     }
 
     fn send(&self, to: Option<MemberIndex>, message: &NetworkMessage) {
+        let said_by_all =
+            matches!(message, NetworkMessage::TransactionBroadcast(_) | NetworkMessage::GetTransactions(_));
+        if !self.is_member && !said_by_all {
+            return;
+        }
         let bytes = encode(message, None);
         match to {
             Some(member) => self.peers.send_to_member(member, bytes),

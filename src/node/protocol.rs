@@ -50,7 +50,7 @@ fn too_many(what: &str, limit: usize) -> Refusal {
     refusal(ErrorCode::TooLarge, format!("at most {limit} {what}"))
 }
 
-fn internal(error: impl std::fmt::Display) -> Refusal {
+pub(super) fn internal(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "a request failed");
     refusal(ErrorCode::Internal, "the node could not read its database")
 }
@@ -63,7 +63,7 @@ impl Handler for UTXOProtocolHandler {
     fn connected(&self, connection: &Arc<Connection>) {
         if let Some(member) = connection.member() {
             self.ledger.tell(Input::Event(Event::Connected(member)));
-            let ask = self.sync.first_request(member);
+            let ask = self.sync.first_request(member, connection.id());
             connection.send_now(crate::net::encode(&NetworkMessage::GetFinalized(ask), None));
         }
     }
@@ -85,7 +85,7 @@ impl Handler for UTXOProtocolHandler {
     fn disconnected(&self, connection: &Arc<Connection>) {
         self.statuses.forget(connection.id());
         if let Some(member) = connection.member() {
-            self.sync.lost(member);
+            self.sync.lost(member, connection.id());
         }
     }
 }
@@ -251,7 +251,7 @@ impl UTXOProtocolHandler {
         let txids: Vec<Txid> = entries.iter().map(|entry| entry.transaction.txid).collect();
         let settled = self
             .read(connection, move |reader| {
-                txids.iter().map(|txid| Ok(reader.settled(txid)?.is_some())).collect::<Result<Vec<_>, _>>()
+                txids.iter().map(|txid| reader.is_final(txid)).collect::<Result<Vec<_>, _>>()
             })
             .await?
             .into_inner();
@@ -286,7 +286,7 @@ impl UTXOProtocolHandler {
         let permit = self.pool.permit().map_err(|_| busy())?;
         let ticket = self.statuses.open(connection, request_id, None).ok_or_else(busy)?;
         let work = Work { input: Input::Query { txid, ticket }, permit: Some(permit) };
-        self.ledger.inputs().send(work).map_err(|_| {
+        self.ledger.inputs().wallets.send(work).map_err(|_| {
             self.statuses.cancel(ticket, txid);
             busy()
         })
@@ -371,10 +371,15 @@ pub(super) fn busy() -> Refusal {
 
 /// A body with F, else C, else A.
 pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<CertifiedTransaction>, DatabaseError> {
-    let transaction = match reader.finalized(txid)? {
-        Some((transaction, _)) => Some(transaction),
-        None => reader.in_flight(txid)?,
-    };
+    let finalized = || Ok::<_, DatabaseError>(reader.finalized(txid)?.map(|(transaction, _)| transaction));
+    let mut transaction = finalized()?;
+    if transaction.is_none() {
+        transaction = reader.in_flight(txid)?;
+    }
+    if transaction.is_none() {
+        // It may have gone from the one tree to the other between the two looks.
+        transaction = finalized()?;
+    }
     let Some(transaction) = transaction else { return Ok(None) };
     let certificate = match reader.certificate(txid, VoteKind::Commit)? {
         Some(certificate) => Some(certificate),

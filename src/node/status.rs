@@ -22,6 +22,8 @@ use crate::types::Txid;
 struct Open {
     connection: Arc<Connection>,
     request_id: Option<RequestId>,
+    /// Whether it watches its transaction; a mere question does not.
+    watch: bool,
 }
 
 /// A connection that watches a transaction, and what it was told last.
@@ -29,6 +31,8 @@ struct Open {
 struct Watcher {
     connection: Arc<Connection>,
     told: Option<TransactionStatusKind>,
+    /// Requests of the connection that watch it and have no answer yet.
+    open: usize,
 }
 
 #[derive(Debug, Default)]
@@ -105,12 +109,16 @@ impl StatusHub {
         watched.tickets.insert(ticket);
         if let Some(txid) = watch {
             let followers = watchers.by_txid.entry(txid).or_default();
-            if !followers.iter().any(|w| w.connection.id() == connection.id()) {
-                watched.active.insert(txid);
-                followers.push(Watcher { connection: Arc::clone(connection), told: None });
+            match followers.iter_mut().find(|watcher| watcher.connection.id() == connection.id()) {
+                Some(watcher) => watcher.open += 1,
+                None => {
+                    watched.active.insert(txid);
+                    followers.push(Watcher { connection: Arc::clone(connection), told: None, open: 1 });
+                }
             }
         }
-        watchers.tickets.insert(ticket, Open { connection: Arc::clone(connection), request_id });
+        let open = Open { connection: Arc::clone(connection), request_id, watch: watch.is_some() };
+        watchers.tickets.insert(ticket, open);
         if connection.is_closed() {
             watchers.forget(connection.id());
         }
@@ -121,7 +129,7 @@ impl StatusHub {
     pub(super) fn cancel(&self, ticket: Ticket, txid: Txid) {
         let mut watchers = self.watchers();
         if let Some(open) = watchers.take_ticket(ticket) {
-            watchers.unwatch_untold(open.connection.id(), &txid);
+            watchers.answered(&open, &txid);
         }
     }
 
@@ -129,13 +137,13 @@ impl StatusHub {
     pub(super) fn reply(&self, ticket: Ticket, txid: Txid, progress: &Progress) {
         let status = self.status(txid, progress);
         let mut watchers = self.watchers();
-        let Some(Open { connection, request_id }) = watchers.take_ticket(ticket) else { return };
+        let Some(open) = watchers.take_ticket(ticket) else { return };
         match status.status {
-            TransactionStatusKind::Rejected | TransactionStatusKind::Unknown => {
-                watchers.unwatch_untold(connection.id(), &txid);
-            }
-            told => watchers.tell(connection.id(), &txid, told),
+            TransactionStatusKind::Rejected | TransactionStatusKind::Unknown => {}
+            told => watchers.tell(open.connection.id(), &txid, told),
         }
+        watchers.answered(&open, &txid);
+        let Open { connection, request_id, .. } = open;
         connection.push(NetworkMessage::TransactionStatus(Box::new(status)), request_id);
     }
 
@@ -240,10 +248,15 @@ impl Watchers {
         }
     }
 
-    /// Stops watching, unless an earlier request for the same transaction was accepted.
-    fn unwatch_untold(&mut self, connection: ConnectionId, txid: &Txid) {
-        let watcher = self.by_txid.get(txid).and_then(|all| all.iter().find(|w| w.connection.id() == connection));
-        if watcher.is_some_and(|watcher| watcher.told.is_none()) {
+    /// A request has its answer. If it was the last one that watches and the connection was
+    /// never told that the transaction is in, there is nothing to watch.
+    fn answered(&mut self, open: &Open, txid: &Txid) {
+        let connection = open.connection.id();
+        let followers = self.by_txid.get_mut(txid).into_iter().flatten();
+        let watcher = followers.into_iter().find(|watcher| watcher.connection.id() == connection);
+        let Some(watcher) = watcher.filter(|_| open.watch) else { return };
+        watcher.open = watcher.open.saturating_sub(1);
+        if watcher.open == 0 && watcher.told.is_none() {
             self.unwatch(connection, txid);
         }
     }

@@ -7,11 +7,11 @@ use tokio::sync::oneshot;
 
 use super::feed::Filter;
 use super::ledger::{Input, NotYours, SubscriptionDone, SubscriptionRequest, Work, unix_now};
-use super::protocol::{Refusal, UTXOProtocolHandler, busy, parse_addresses, parse_outpoints, refusal};
+use super::protocol::{Refusal, UTXOProtocolHandler, busy, internal, parse_addresses, parse_outpoints, refusal};
 use crate::db::{Durable, Snapshot, Subscription, SubscriptionKey};
 use crate::limits::{
-    MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS_PER_CONNECTION, MAX_TEXT, MAX_UTXOS_PER_PAGE,
-    SUBSCRIPTION_RETENTION,
+    MAX_FILTERS_PER_CONNECTION, MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS_PER_CONNECTION,
+    MAX_TEXT, MAX_UTXOS_PER_PAGE, SUBSCRIPTION_REFRESH, SUBSCRIPTION_RETENTION,
 };
 use crate::net::{
     Connection, ErrorCode, NetworkMessage, RequestId, UTXOSnapshot, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
@@ -52,7 +52,7 @@ impl UTXOProtocolHandler {
         let token = parse_token(request.resume_token.as_deref())?;
         let token = token.unwrap_or_else(|| Hash32::from_bytes(rand::random()));
         let key = SubscriptionKey::of(&request.subscriber_id);
-        self.room_for(connection, &key)?;
+        self.room_for(connection, &key, outpoints.len() + addresses.len())?;
         let subscription = Subscription {
             subscriber_id: request.subscriber_id.clone(),
             token_hash: token_hash(&token),
@@ -60,11 +60,13 @@ impl UTXOProtocolHandler {
             addresses,
             last_used: unix_now(),
         };
-        // From here on whoever lacks the token is refused, whatever is running.
+        // From here on whoever lacks the token is refused, whatever is running; and what was
+        // running is silent before the new snapshot is taken.
         let done = self.store(key, Some(subscription.clone()), Some(token_hash(&token))).await?;
         if !done.existed {
             self.feed.stored.fetch_add(1, Ordering::Relaxed);
         }
+        self.feed.cancel(&key).await;
         let resumed = self.resumes_at(&request)?;
         let (sequence, utxos) = match resumed {
             Some(sequence) => (sequence, Vec::new()),
@@ -104,14 +106,19 @@ impl UTXOProtocolHandler {
         Ok(())
     }
 
-    fn room_for(&self, connection: &Arc<Connection>, key: &SubscriptionKey) -> Result<(), Refusal> {
+    fn room_for(&self, connection: &Connection, key: &SubscriptionKey, filters: usize) -> Result<(), Refusal> {
+        let too_many = |text: String| Err(refusal(ErrorCode::TooManySubscriptions, text));
         let here = self.feed.is_session_of(key, connection.id());
         if !here && self.feed.sessions_of(connection.id()) >= MAX_SUBSCRIPTIONS_PER_CONNECTION {
-            let text = format!("at most {MAX_SUBSCRIPTIONS_PER_CONNECTION} on one connection");
-            return Err(refusal(ErrorCode::TooManySubscriptions, text));
+            return too_many(format!("at most {MAX_SUBSCRIPTIONS_PER_CONNECTION} on one connection"));
         }
-        if !here && self.feed.stored.load(Ordering::Relaxed) >= MAX_SUBSCRIPTIONS {
-            return Err(refusal(ErrorCode::TooManySubscriptions, "the node remembers as many as it can"));
+        if self.feed.filters_of(connection.id(), key) + filters > MAX_FILTERS_PER_CONNECTION {
+            return too_many(format!("at most {MAX_FILTERS_PER_CONNECTION} addresses and outpoints on one connection"));
+        }
+        let full = self.feed.stored.load(Ordering::Relaxed) >= MAX_SUBSCRIPTIONS;
+        // Whoever is remembered may come back, however full it is.
+        if full && self.ledger.reader().subscription(key).map_err(internal)?.is_none() {
+            return too_many("the node remembers as many as it can".into());
         }
         Ok(())
     }
@@ -122,11 +129,8 @@ impl UTXOProtocolHandler {
         let Some(from) = request.resume_from else { return Ok(None) };
         let reader = self.ledger.reader();
         let same_log = request.log_id.as_ref().is_none_or(|id| *id == hex::encode(reader.network().log_id));
-        let first = reader.first_sequence().map_err(|error| {
-            tracing::error!(%error, "cannot read the change log");
-            refusal(ErrorCode::Internal, "the node could not read its database")
-        })?;
-        let reaches = from + 1 >= first && from <= reader.durable_head().sequence;
+        let first = reader.first_sequence().map_err(internal)?;
+        let reaches = from <= reader.durable_head().sequence && from + 1 >= first;
         Ok((same_log && reaches && request.resume_token.is_some()).then_some(from))
     }
 
@@ -148,7 +152,7 @@ impl UTXOProtocolHandler {
             return Err(not_yours());
         }
         self.feed.stored.fetch_sub(1, Ordering::Relaxed);
-        self.feed.cancel(&key);
+        self.feed.cancel(&key).await;
         let subscriber_id = request.subscriber_id;
         Ok(durable.map(|()| NetworkMessage::UTXOUnsubscribed(UTXOUnsubscribed { subscriber_id })))
     }
@@ -170,9 +174,9 @@ impl UTXOProtocolHandler {
     ) -> Result<(SubscriptionDone, Durable<()>), Refusal> {
         let permit = self.pool.permit().map_err(|_| busy())?;
         let (done, stored) = oneshot::channel();
-        let request = SubscriptionRequest { key, subscription, token_hash, done };
+        let request = SubscriptionRequest { key, subscription, token_hash, last_used_before: None, done };
         let work = Work { input: Input::Subscription(request), permit: Some(permit) };
-        self.ledger.inputs().send(work).map_err(|_| busy())?;
+        self.ledger.inputs().wallets.send(work).map_err(|_| busy())?;
         let stored = stored.await.map_err(|_| busy())?;
         let (answer, durable) = stored.split(|answer| (answer, ()));
         match answer.into_inner() {
@@ -181,23 +185,32 @@ impl UTXOProtocolHandler {
         }
     }
 
-    /// Forgets subscriptions that nobody used for a long time.
-    pub(super) async fn expire_subscriptions(&self, now: UnixSeconds) {
-        let retention = i64::try_from(SUBSCRIPTION_RETENTION.as_secs()).unwrap_or(i64::MAX);
+    /// Forgets subscriptions that nobody used for a long time, and writes down of those
+    /// that are being used that they are.
+    pub(super) async fn tend_subscriptions(&self, now: UnixSeconds) {
+        let seconds = |duration: std::time::Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let (expired, stale) = (now - seconds(SUBSCRIPTION_RETENTION), now - seconds(SUBSCRIPTION_REFRESH));
+        let streamed: std::collections::BTreeSet<_> = self.feed.streamed().into_iter().collect();
         let old = self.read_for_house(move |reader| {
-            reader
-                .subscriptions()
-                .filter(|s| s.as_ref().is_ok_and(|s| s.last_used < now - retention))
-                .collect::<Result<Vec<_>, _>>()
+            let old = |s: &Result<Subscription, _>| s.as_ref().map_or(true, |s| s.last_used < stale);
+            reader.subscriptions().filter(old).collect::<Result<Vec<_>, _>>()
         });
         let Ok(old) = old.await else { return };
         for subscription in old.into_inner() {
             let key = SubscriptionKey::of(&subscription.subscriber_id);
-            if self.feed.has_session(&key) {
-                continue;
-            }
-            // The token's own hash: if it was replaced meanwhile, it is not this one's.
-            if self.store(key, None, Some(subscription.token_hash)).await.is_ok_and(|done| done.existed) {
+            let token_hash = Some(subscription.token_hash);
+            let last_used_before = Some(subscription.last_used + 1);
+            let renewed = match (streamed.contains(&key), subscription.last_used < expired) {
+                (true, _) => Some(Subscription { last_used: now, ..subscription }),
+                (false, true) => None,
+                (false, false) => continue,
+            };
+            let forgotten = renewed.is_none();
+            let (done, stored) = oneshot::channel();
+            let request = SubscriptionRequest { key, subscription: renewed, token_hash, last_used_before, done };
+            self.ledger.tell(Input::Subscription(request));
+            let Ok(stored) = stored.await else { return };
+            if forgotten && stored.into_inner().is_ok_and(|done| done.existed) {
                 self.feed.stored.fetch_sub(1, Ordering::Relaxed);
             }
         }

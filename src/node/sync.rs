@@ -12,14 +12,19 @@ use super::protocol::{Refusal, UTXOProtocolHandler, entry_bytes, transaction_ent
 use crate::consensus::{Committee, MemberIndex};
 use crate::db::{Durable, LogEntry, Reader};
 use crate::limits::{MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST};
-use crate::net::{Connection, Finalized, GetFinalized, GetTransactions, NetworkMessage, Status, Transactions, encode};
+use crate::net::{
+    Connection, ConnectionId, Finalized, GetFinalized, GetTransactions, NetworkMessage, PeerManager, Status,
+    Transactions, encode,
+};
 use crate::types::{Txid, UTXOState};
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Progress {
     /// The member's cursor up to which everything was received.
     after: Option<u64>,
-    /// Whether the end was reached on the present connection.
+    /// The present connection.
+    connection: Option<ConnectionId>,
+    /// Whether the end was reached on it.
     complete: bool,
 }
 
@@ -39,15 +44,28 @@ impl FinalizedSync {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn first_request(&self, member: MemberIndex) -> GetFinalized {
+    pub(super) fn first_request(&self, member: MemberIndex, connection: ConnectionId) -> GetFinalized {
         let mut members = self.members();
         let progress = members.entry(member).or_default();
+        progress.connection = Some(connection);
         progress.complete = false;
         request(progress.after)
     }
 
-    pub(super) fn lost(&self, member: MemberIndex) {
-        self.members().entry(member).or_default().complete = false;
+    /// A connection is gone; if another has taken its place, that one counts.
+    pub(super) fn lost(&self, member: MemberIndex, connection: ConnectionId) {
+        let mut members = self.members();
+        let progress = members.entry(member).or_default();
+        if progress.connection == Some(connection) {
+            progress.connection = None;
+            progress.complete = false;
+        }
+    }
+
+    /// What to ask the members whose lists have been read to the end, for what is new.
+    fn next_requests(&self) -> Vec<(MemberIndex, GetFinalized)> {
+        let members = self.members();
+        members.iter().filter(|(_, p)| p.complete).map(|(member, p)| (*member, request(p.after))).collect()
     }
 
     /// Whether members of so much weight (with this node's own) have been read to the end
@@ -94,6 +112,13 @@ impl UTXOProtocolHandler {
         Ok(())
     }
 
+    /// Members send observers nothing of themselves, so an observer asks again and again.
+    pub(super) fn ask_for_news(&self, peers: &PeerManager) {
+        for (member, ask) in self.sync.next_requests() {
+            peers.send_to_member(member, encode(&NetworkMessage::GetFinalized(ask), None));
+        }
+    }
+
     /// A page of this node's own order: the change log names each transaction where it
     /// became final.
     pub(super) async fn get_finalized(
@@ -104,8 +129,9 @@ impl UTXOProtocolHandler {
         let limit = (query.limit as usize).clamp(1, MAX_FINALIZED_PER_PAGE);
         let read = move |reader: &Reader| {
             let (mut entries, mut bytes) = (Vec::new(), 0);
-            let mut cursor = query.after.unwrap_or(0);
             let end = reader.durable_head().sequence;
+            // A cursor beyond the end is of another log; that reader begins anew.
+            let mut cursor = query.after.filter(|after| *after <= end).unwrap_or(0);
             let mut last: Option<Txid> = None;
             'pages: while cursor < end {
                 let changes = reader.changes(cursor, end, 1024)?;
@@ -126,7 +152,7 @@ impl UTXOProtocolHandler {
                     cursor = sequence;
                 }
             }
-            // The log never begins anew, so a cursor may be kept beyond the last page.
+            // A cursor may be kept beyond the last page, for what comes later.
             let next = (cursor < end || !entries.is_empty()).then_some(cursor);
             Ok(NetworkMessage::Finalized(Finalized { entries, next }))
         };
@@ -148,12 +174,12 @@ impl UTXOProtocolHandler {
         let read = move |reader: &Reader| {
             let (mut settled, mut unknown, mut bytes) = (Vec::new(), Vec::new(), 0);
             for txid in txids {
-                if reader.settled(&txid)?.is_some() {
+                if reader.is_final(&txid)? {
                     if let Some(entry) = transaction_entry(reader, &txid)?.filter(|_| bytes < MAX_PAGE_BYTES) {
                         bytes += entry_bytes(&entry);
                         settled.push(entry);
                     }
-                } else if reader.in_flight(&txid)?.is_none() {
+                } else if !reader.is_in_flight(&txid)? {
                     unknown.push(txid);
                 }
             }

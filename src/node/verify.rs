@@ -10,20 +10,20 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ledger::{Input, Work};
+use super::ledger::{Input, Inputs, Work};
 use crate::consensus::{Signable, Source, Verified};
 use crate::limits::{LEDGER_QUEUE, VERIFY_BATCH, VERIFY_QUEUE};
-use crate::net::{Connection, ErrorCode, ErrorMessage};
+use crate::net::{Connection, ErrorCode, ErrorMessage, NetworkMessage};
 use crate::types::Transaction;
 
 /// Something to check, and for whom.
 struct Job {
     value: Signable,
     source: Source,
-    connection: Option<Arc<Connection>>,
+    connection: Arc<Connection>,
     permit: OwnedSemaphorePermit,
 }
 
@@ -35,7 +35,8 @@ pub(super) struct Busy;
 /// The pool's entrance.
 #[derive(Debug)]
 pub(super) struct VerifyPool {
-    jobs: Sender<Job>,
+    wallet_jobs: Sender<Job>,
+    member_jobs: Sender<Job>,
     wallets: Arc<Semaphore>,
     /// By member: its share of the queue.
     members: Vec<Arc<Semaphore>>,
@@ -44,19 +45,22 @@ pub(super) struct VerifyPool {
 
 impl VerifyPool {
     /// Starts a worker for each core; what they verified goes to `ledger`.
-    pub(super) fn start(ledger: &Sender<Work>, members: usize) -> std::io::Result<Self> {
-        // Bounded by the permits, each of which is one job.
-        let (jobs, receiver) = crossbeam_channel::bounded(VERIFY_QUEUE + LEDGER_QUEUE);
+    pub(super) fn start(ledger: &Inputs, members: usize) -> std::io::Result<Self> {
+        // Never full: each job holds a permit, and there are no more of those.
+        let (wallet_jobs, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
+        let (member_jobs, from_members) = crossbeam_channel::bounded(VERIFY_QUEUE + members);
         let seen = Arc::new(Mutex::new(RecentlyVerified::default()));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let start = |i: usize| {
-            let (receiver, ledger, seen) = (receiver.clone(), ledger.clone(), Arc::clone(&seen));
-            std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&receiver, &ledger, &seen))
+            let jobs = Jobs { members: from_members.clone(), wallets: from_wallets.clone() };
+            let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
+            std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&jobs, &ledger, &seen))
         };
         let share = (VERIFY_QUEUE / members.max(1)).max(1);
         let workers = (0..cores).map(start).collect::<std::io::Result<_>>()?;
         Ok(Self {
-            jobs,
+            wallet_jobs,
+            member_jobs,
             wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
             members: (0..members).map(|_| Arc::new(Semaphore::new(share))).collect(),
             workers: Mutex::new(workers),
@@ -65,29 +69,27 @@ impl VerifyPool {
 
     /// Checks a wallet's transaction, if there is room now.
     pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
-        let permit = Arc::clone(&self.wallets).try_acquire_owned().map_err(|_| Busy)?;
-        self.enqueue(Job { value, source, connection: Some(Arc::clone(connection)), permit })
+        let permit = self.permit()?;
+        let job = Job { value, source, connection: Arc::clone(connection), permit };
+        self.wallet_jobs.try_send(job).map_err(|_| Busy)
     }
 
-    /// Checks what a member sent, as soon as there is room.
+    /// Checks what a member sent, as soon as its share has room.
     pub(super) async fn submit_for_member(
         &self,
         value: Signable,
         source: Source,
         connection: &Arc<Connection>,
     ) -> Result<(), Busy> {
-        let member = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
-        let permit = Arc::clone(member).acquire_owned().await.map_err(|_| Busy)?;
-        self.enqueue(Job { value, source, connection: Some(Arc::clone(connection)), permit })
+        let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
+        let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
+        let job = Job { value, source, connection: Arc::clone(connection), permit };
+        self.member_jobs.try_send(job).map_err(|_| Busy)
     }
 
     /// A wallet's place in the ledger's queue, for what needs no check.
     pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit, Busy> {
         Arc::clone(&self.wallets).try_acquire_owned().map_err(|_| Busy)
-    }
-
-    fn enqueue(&self, job: Job) -> Result<(), Busy> {
-        self.jobs.try_send(job).map_err(|_| Busy)
     }
 
     /// Lets the workers end; what is queued is dropped with its connections' hopes.
@@ -131,15 +133,25 @@ fn witness_hash(transaction: &Transaction) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn work(jobs: &Receiver<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>) {
-    while let Ok(first) = jobs.recv() {
-        let mut batch = vec![first];
-        while batch.len() < VERIFY_BATCH {
-            match jobs.try_recv() {
-                Ok(job) => batch.push(job),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+/// Where the workers take their jobs from: members' first.
+struct Jobs {
+    members: Receiver<Job>,
+    wallets: Receiver<Job>,
+}
+
+impl Jobs {
+    fn next(&self) -> Option<Job> {
+        crossbeam_channel::select_biased! {
+            recv(self.members) -> job => job.ok(),
+            recv(self.wallets) -> job => job.ok(),
         }
+    }
+}
+
+fn work(jobs: &Jobs, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) {
+    while let Some(first) = jobs.next() {
+        let more = jobs.members.try_iter().chain(jobs.wallets.try_iter()).take(VERIFY_BATCH - 1);
+        let batch = std::iter::once(first).chain(more).collect();
         if check(batch, ledger, seen).is_err() {
             return;
         }
@@ -149,8 +161,11 @@ fn work(jobs: &Receiver<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerifi
 /// The ledger is gone.
 struct LedgerGone;
 
-fn check(batch: Vec<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>) -> Result<(), LedgerGone> {
-    let forward = |input, permit| ledger.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone);
+fn check(batch: Vec<Job>, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) -> Result<(), LedgerGone> {
+    let forward = |input, connection: &Connection, permit| {
+        let queue = if connection.member().is_some() { &ledger.members } else { &ledger.wallets };
+        queue.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone)
+    };
     let mut unknown = Vec::with_capacity(batch.len());
     for job in batch {
         let known = match &job.value {
@@ -161,7 +176,8 @@ fn check(batch: Vec<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>)
             Signable::Votes(_) | Signable::Certificate(_) => false,
         };
         if known {
-            forward(Input::Event(Verified::made_here(job.value).into_event(job.source)), job.permit)?;
+            let event = Verified::made_here(job.value).into_event(job.source);
+            forward(Input::Event(event), &job.connection, job.permit)?;
         } else {
             unknown.push(job);
         }
@@ -175,22 +191,18 @@ fn check(batch: Vec<Job>, ledger: &Sender<Work>, seen: &Mutex<RecentlyVerified>)
                     let key = witness_hash(signed.transaction());
                     seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
                 }
-                forward(Input::Event(verified.into_event(source)), permit)?;
+                forward(Input::Event(verified.into_event(source)), &connection, permit)?;
             }
             Err(value) => {
-                if let Some(connection) = &connection {
-                    connection.count_bad_signature();
-                }
+                connection.count_bad_signature();
                 match (value, source) {
                     (Signable::Transaction(signed), Source::Wallet(ticket)) => {
                         let transaction = signed.transaction().clone();
-                        forward(Input::Unsigned { transaction, ticket }, permit)?;
+                        forward(Input::Unsigned { transaction, ticket }, &connection, permit)?;
                     }
                     _ => {
-                        if let Some(connection) = connection {
-                            let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
-                            connection.push(crate::net::NetworkMessage::Error(error), None);
-                        }
+                        let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
+                        connection.push(NetworkMessage::Error(error), None);
                     }
                 }
             }

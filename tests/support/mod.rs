@@ -46,7 +46,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A port from which on 10 ports for each of `nodes` nodes are free right now.
-fn free_base_port(nodes: u16) -> u16 {
+pub fn free_base_port(nodes: u16) -> u16 {
     for _ in 0..1_000 {
         // Below the range from which the system takes ports for outgoing connections.
         let base = 10_000 + rand::random::<u16>() % 21_000;
@@ -205,17 +205,7 @@ impl TestNet {
 
     /// A wallet's connection to a node.
     pub async fn wallet(&self, node: usize) -> Wallet {
-        let address = &self.devnet.nodes[node].websocket_address;
-        // The node may have been started just now.
-        let connected = async {
-            loop {
-                match WalletClient::connect(address).await {
-                    Ok(client) => return client,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-                }
-            }
-        };
-        Wallet { client: within("connecting", connected).await }
+        Wallet::at(&self.devnet.nodes[node].websocket_address).await
     }
 
     /// The first coins, each with its key.
@@ -290,6 +280,19 @@ pub struct Wallet {
 }
 
 impl Wallet {
+    /// Connects; the node may have been started just now.
+    pub async fn at(address: &str) -> Self {
+        let connected = async {
+            loop {
+                match WalletClient::connect(address).await {
+                    Ok(client) => return client,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        Self { client: within("connecting", connected).await }
+    }
+
     pub async fn send(&mut self, message: &NetworkMessage) {
         within("sending", self.client.send(message)).await.unwrap();
     }
