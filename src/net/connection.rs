@@ -323,6 +323,8 @@ pub(super) trait Source: Send {
 pub(super) trait Sink: Send {
     /// Writes one message into the buffer.
     fn write(&mut self, message: Bytes) -> impl Future<Output = std::io::Result<()>> + Send;
+    /// Asks for a sign of life.
+    fn ping(&mut self, nonce: Nonce) -> impl Future<Output = std::io::Result<()>> + Send;
     /// Sends what is buffered.
     fn flush(&mut self) -> impl Future<Output = std::io::Result<()>> + Send;
     /// Says good-bye.
@@ -410,27 +412,29 @@ async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: 
     let mut batch = Vec::new();
     let mut ping = tokio::time::interval(PING_EVERY);
     ping.reset();
+    let mut ask = false;
     loop {
         tokio::select! {
             biased;
             _ = closing.wait_for(Option::is_some) => break,
             count = receiver.recv_many(&mut batch, 64) => if count == 0 { break },
             () = connection.push.notified() => {}
-            _ = ping.tick() => {
-                let bytes = encode(&NetworkMessage::Ping(Nonce { nonce: connection.age_ms() }), None);
-                batch.push(Queued { bytes, _room: None });
-            }
+            _ = ping.tick() => ask = true,
         }
         let pushed = connection.take_pushed().into_iter().map(|(message, id)| encode(&message, id.as_deref()));
         let sent = batch.iter().map(|queued| queued.bytes.len()).sum::<usize>();
-        let writing = write_all(&mut sink, batch.iter().map(|queued| queued.bytes.clone()).chain(pushed));
+        let messages = batch.iter().map(|queued| queued.bytes.clone()).chain(pushed);
+        let writing = async {
+            if std::mem::take(&mut ask) {
+                sink.ping(Nonce { nonce: connection.age_ms() }).await?;
+            }
+            write_all(&mut sink, messages).await
+        };
         let done = tokio::select! {
             done = timeout(WRITE_TIMEOUT, writing) => matches!(done, Ok(Ok(()))),
             _ = closing.wait_for(Option::is_some) => false,
         };
-        // A ping was never counted; the counter only has to stay near the truth.
-        let left = connection.queued_bytes.load(Ordering::Relaxed);
-        connection.queued_bytes.fetch_sub(sent.min(left), Ordering::Relaxed);
+        connection.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
         if !done {
             break;
         }

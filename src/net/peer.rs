@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::connection::{Sink, Source, run};
 use super::frame::{FrameError, read_body, read_frame, read_length, write_frame};
 use super::handshake::{HandshakeError, Hello, check_hello, check_proof, handshake_message};
-use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, encode, parse};
+use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, Nonce, encode, parse};
 use super::peer_manager::{Link, PeerManager, PendingHandshake, Registered};
 use crate::consensus::MemberIndex;
 use crate::limits::{DUPLICATE_PROBE, HANDSHAKE_TIMEOUT, MAX_FRAME_BYTES, MAX_HANDSHAKE_FRAME_BYTES};
@@ -70,6 +70,10 @@ struct FrameSink {
 impl Sink for FrameSink {
     async fn write(&mut self, message: Bytes) -> io::Result<()> {
         write_frame(&mut self.stream, &message).await
+    }
+
+    async fn ping(&mut self, nonce: Nonce) -> io::Result<()> {
+        write_frame(&mut self.stream, &encode(&NetworkMessage::Ping(nonce), None)).await
     }
 
     async fn flush(&mut self) -> io::Result<()> {
@@ -142,7 +146,7 @@ async fn admit(manager: &Arc<PeerManager>, member: MemberIndex, link: Link) -> R
         };
         let peer = &manager.committee().member(member).id;
         let asked = old.age_ms();
-        old.send_now(encode(&NetworkMessage::Ping(super::message::Nonce { nonce: asked }), None));
+        old.send_now(encode(&NetworkMessage::Ping(Nonce { nonce: asked }), None));
         // It lives if it says anything after the question.
         let answered = async {
             while old.heard_ms() <= asked && !old.is_closed() {

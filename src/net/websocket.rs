@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::connection::{Sink, Source, run};
 use super::handshake::HandshakeError;
-use super::message::{ErrorCode, ErrorMessage};
+use super::message::{ErrorCode, ErrorMessage, Nonce};
 use super::peer::PeerError;
 use super::peer_manager::{PeerManager, PendingHandshake, Place};
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_WALLET_MESSAGE_BYTES};
@@ -55,6 +55,12 @@ impl Sink for TextSink {
         // The encoder writes JSON, which is UTF-8.
         let text = Utf8Bytes::try_from(message).map_err(io::Error::other)?;
         self.0.feed(Message::Text(text)).await.map_err(io::Error::other)
+    }
+
+    /// A ping of WebSocket's own: every client library answers it by itself.
+    async fn ping(&mut self, nonce: Nonce) -> io::Result<()> {
+        let payload = Bytes::copy_from_slice(&nonce.nonce.to_be_bytes());
+        self.0.feed(Message::Ping(payload)).await.map_err(io::Error::other)
     }
 
     async fn flush(&mut self) -> io::Result<()> {
