@@ -366,7 +366,7 @@ impl Machine {
 
     /// The number of transactions in flight here.
     pub fn in_flight(&self) -> usize {
-        self.pending.len()
+        self.pending.bodies()
     }
 
     /// This member's votes on everything in flight.
@@ -471,7 +471,7 @@ impl Machine {
     /// Locks and approves a transaction, or says why not.
     pub(super) fn accept<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        if matches!(source, Source::Wallet(_)) && self.pending.len() >= MAX_IN_FLIGHT {
+        if matches!(source, Source::Wallet(_)) && self.pending.bodies() >= MAX_IN_FLIGHT {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());
@@ -588,7 +588,7 @@ impl Machine {
         }
         self.meet_certified_own_vote(certificate);
         if self.pending.get(&txid).is_none() {
-            if self.pending.len() >= MAX_IN_FLIGHT {
+            if self.pending.bodies() >= MAX_IN_FLIGHT {
                 return;
             }
             self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));

@@ -124,17 +124,21 @@ impl Pending {
 pub(super) struct PendingTable {
     by_txid: BTreeMap<Txid, Pending>,
     spenders: BTreeMap<OutPoint, BTreeSet<Txid>>,
+    /// How many have a body.
+    bodies: usize,
     /// What a member voted on and this one has not, oldest first: its quota.
     unknown: Vec<VecDeque<Txid>>,
 }
 
 impl PendingTable {
     pub(super) fn new(members: usize) -> Self {
-        Self { by_txid: BTreeMap::new(), spenders: BTreeMap::new(), unknown: vec![VecDeque::new(); members] }
+        Self { by_txid: BTreeMap::new(), spenders: BTreeMap::new(), bodies: 0, unknown: vec![VecDeque::new(); members] }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.by_txid.len()
+    /// How many have a body. What is known by votes only is not counted: whoever votes on
+    /// what does not exist has a quota of its own, and must not use up anybody else's.
+    pub(super) fn bodies(&self) -> usize {
+        self.bodies
     }
 
     pub(super) fn get(&self, txid: &Txid) -> Option<&Pending> {
@@ -165,12 +169,15 @@ impl PendingTable {
             self.spenders.entry(outpoint).or_default().insert(txid);
         }
         let pending = self.by_txid.entry(txid).or_default();
-        pending.transaction = Some(Arc::clone(transaction));
+        if pending.transaction.replace(Arc::clone(transaction)).is_none() {
+            self.bodies += 1;
+        }
         pending
     }
 
     pub(super) fn remove(&mut self, txid: &Txid) -> Option<Pending> {
         let pending = self.by_txid.remove(txid)?;
+        self.bodies -= usize::from(pending.transaction.is_some());
         for outpoint in pending.transaction.iter().flat_map(|t| t.spends()) {
             if let Some(spenders) = self.spenders.get_mut(&outpoint) {
                 spenders.remove(txid);

@@ -252,8 +252,8 @@ impl Connection {
         let _closed = self.closing.subscribe().wait_for(Option::is_some).await.is_ok();
     }
 
-    /// Milliseconds since the connection was made at which it was last heard.
-    pub(super) fn heard_ms(&self) -> u64 {
+    /// How many signs of life have come.
+    pub(super) fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
 
@@ -362,7 +362,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
         let Ok(next) = next else { break };
         match next {
             Ok(Some(bytes)) => {
-                connection.heard.store(connection.age_ms(), Ordering::Relaxed);
+                connection.heard.fetch_add(1, Ordering::Relaxed);
                 // A sign of life without a message.
                 if bytes.is_empty() {
                     continue;

@@ -145,11 +145,11 @@ async fn admit(manager: &Arc<PeerManager>, member: MemberIndex, link: Link) -> R
             Registered::OtherInstance(old) => old,
         };
         let peer = &manager.committee().member(member).id;
-        let asked = old.age_ms();
-        old.send_now(encode(&NetworkMessage::Ping(Nonce { nonce: asked }), None));
+        let heard = old.heard();
+        old.send_now(encode(&NetworkMessage::Ping(Nonce { nonce: old.age_ms() }), None));
         // It lives if it says anything after the question.
         let answered = async {
-            while old.heard_ms() <= asked && !old.is_closed() {
+            while old.heard() == heard && !old.is_closed() {
                 tokio::time::sleep(DUPLICATE_PROBE / 50).await;
             }
         };

@@ -97,14 +97,31 @@ struct Live {
     queue: mpsc::Sender<Arc<Change>>,
 }
 
-/// A running subscription of a connection.
+/// A running subscription of a connection. Its number is that of the ledger's request
+/// that it came from, so of two the later one is known, whatever order they come in.
 #[derive(Debug)]
 struct Session {
     number: u64,
+    token_hash: [u8; 32],
     connection: ConnectionId,
     filters: usize,
     cancel: watch::Sender<bool>,
-    ended: watch::Receiver<bool>,
+}
+
+/// The right to begin a session, until somebody with a later one comes.
+#[derive(Debug)]
+pub(super) struct Claim {
+    key: SubscriptionKey,
+    number: u64,
+    cancelled: watch::Receiver<bool>,
+}
+
+impl Claim {
+    /// Waits until a later claim or a cancellation has taken it away.
+    pub(super) async fn lost(&mut self) {
+        // A sender that is gone has been taken away too.
+        let _lost = self.cancelled.wait_for(|cancelled| *cancelled).await.is_ok();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +140,6 @@ pub(super) struct Feed {
     reader: Reader,
     originator: String,
     state: Mutex<FeedState>,
-    next_session: AtomicU64,
     woken: Notify,
     stopping: AtomicBool,
     delivered: AtomicU64,
@@ -139,7 +155,6 @@ impl Feed {
             reader,
             originator,
             state: Mutex::new(state),
-            next_session: AtomicU64::new(1),
             woken: Notify::new(),
             stopping: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
@@ -234,40 +249,56 @@ impl Feed {
         })?
     }
 
-    /// Begins to stream a subscription to a connection, from after `cursor`. Another
-    /// session of it has been ended before.
-    pub(super) fn begin(
-        self: &Arc<Self>,
+    /// Takes a subscription over for a connection, before its snapshot is read. A session
+    /// that is running has ended when this returns, so nothing of it comes behind the
+    /// answer. `None` if a later request has taken it over already.
+    pub(super) async fn claim(
+        &self,
         key: SubscriptionKey,
-        filter: Filter,
-        cursor: u64,
-        connection: &Arc<Connection>,
-    ) {
-        let number = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let (cancel, ended) = (watch::Sender::new(false), watch::Sender::new(false));
-        let mut cancelled = cancel.subscribe();
-        let filters = filter.addresses.len() + filter.outpoints.len();
-        let session = Session { number, connection: connection.id(), filters, cancel, ended: ended.subscribe() };
-        if let Some(other) = self.state().sessions.insert(key, session) {
-            other.cancel.send_replace(true);
+        number: u64,
+        token_hash: [u8; 32],
+        filters: usize,
+        connection: &Connection,
+    ) -> Option<Claim> {
+        let cancel = watch::Sender::new(false);
+        let claim = Claim { key, number, cancelled: cancel.subscribe() };
+        let session = Session { number, token_hash, connection: connection.id(), filters, cancel };
+        let old = {
+            let mut state = self.state();
+            if state.sessions.get(&key).is_some_and(|session| session.number > number) {
+                return None;
+            }
+            state.leave(&key);
+            state.sessions.insert(key, session)
+        };
+        if let Some(old) = old {
+            old.cancel.send_replace(true);
+            old.cancel.closed().await;
         }
+        Some(claim)
+    }
+
+    /// Begins to stream a claimed subscription to a connection, from after `cursor`.
+    pub(super) fn begin(self: &Arc<Self>, mut claim: Claim, filter: Filter, cursor: u64, connection: &Arc<Connection>) {
         let (feed, connection) = (Arc::clone(self), Arc::clone(connection));
         tokio::spawn(async move {
+            let (key, number) = (claim.key, claim.number);
             let stream = Stream { feed: &feed, key, number, filter: Arc::new(filter), connection: &connection };
             tokio::select! {
                 biased;
-                _ = cancelled.wait_for(|cancelled| *cancelled) => {}
+                () = claim.lost() => {}
                 () = connection.closed() => {}
                 _ended = stream.run(cursor) => {}
             }
-            feed.end(&key, number);
-            ended.send_replace(true);
+            feed.end(&claim);
         });
     }
 
-    /// Whether this connection is streaming the subscription.
-    pub(super) fn is_session_of(&self, key: &SubscriptionKey, connection: ConnectionId) -> bool {
-        self.state().sessions.get(key).is_some_and(|session| session.connection == connection)
+    /// The hash of the token by which this connection has the subscription, if it has.
+    pub(super) fn session_of(&self, key: &SubscriptionKey, connection: ConnectionId) -> Option<[u8; 32]> {
+        let state = self.state();
+        let session = state.sessions.get(key).filter(|session| session.connection == connection);
+        session.map(|session| session.token_hash)
     }
 
     /// How many subscriptions a connection is streaming.
@@ -287,26 +318,31 @@ impl Feed {
         self.state().sessions.keys().copied().collect()
     }
 
-    /// Ends a subscription's session, whoever has it. When this is done, nothing of it is
-    /// sent any more.
-    pub(super) async fn cancel(&self, key: &SubscriptionKey) {
+    /// Ends a subscription's session, whoever has it, unless it came after the request with
+    /// this number. When this is done, nothing of it is sent any more.
+    pub(super) async fn cancel(&self, key: &SubscriptionKey, number: u64) {
         let session = {
             let mut state = self.state();
+            if state.sessions.get(key).is_none_or(|session| session.number > number) {
+                return;
+            }
             state.leave(key);
             state.sessions.remove(key)
         };
-        let Some(mut session) = session else { return };
-        session.cancel.send_replace(true);
-        // An error says that the task is gone, which is as good.
-        let _ended = session.ended.wait_for(|ended| *ended).await.is_ok();
+        if let Some(session) = session {
+            session.cancel.send_replace(true);
+            session.cancel.closed().await;
+        }
     }
 
-    fn end(&self, key: &SubscriptionKey, number: u64) {
+    /// Gives a claim back, if it has not been lost.
+    pub(super) fn end(&self, claim: &Claim) {
+        let Claim { key, number, .. } = claim;
         let mut state = self.state();
-        if state.live.get(key).is_some_and(|live| live.session == number) {
+        if state.live.get(key).is_some_and(|live| live.session == *number) {
             state.leave(key);
         }
-        if state.sessions.get(key).is_some_and(|session| session.number == number) {
+        if state.sessions.get(key).is_some_and(|session| session.number == *number) {
             state.sessions.remove(key);
         }
     }

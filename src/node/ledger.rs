@@ -78,9 +78,8 @@ pub(super) struct SubscriptionRequest {
     pub(super) key: SubscriptionKey,
     /// The new one; `None` cancels.
     pub(super) subscription: Option<Subscription>,
-    /// The hash of the token that the wallet showed; an owner on its own connection needs
-    /// none to cancel.
-    pub(super) token_hash: Option<[u8; 32]>,
+    /// The hash of the token that the wallet showed, now or when its session began.
+    pub(super) token_hash: [u8; 32],
     /// Only if it has not been used since; for housekeeping.
     pub(super) last_used_before: Option<UnixSeconds>,
     /// Told when it is durable, or that the subscription is somebody else's.
@@ -92,6 +91,8 @@ pub(super) struct SubscriptionRequest {
 pub(super) struct SubscriptionDone {
     /// Whether it existed before.
     pub(super) existed: bool,
+    /// The request's place in the order of all of them.
+    pub(super) number: u64,
 }
 
 /// The token does not fit.
@@ -322,6 +323,7 @@ impl UTXOStateManager {
             last_status: Instant::now(),
             status_due: false,
             status_after: None,
+            subscription_requests: 0,
         };
         let health = Arc::clone(&self.health);
         let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
@@ -390,6 +392,7 @@ struct Ledger {
     last_status: Instant,
     status_due: bool,
     status_after: Option<Txid>,
+    subscription_requests: u64,
 }
 
 impl Ledger {
@@ -448,7 +451,10 @@ impl Ledger {
                     self.machine.refuse_unsigned(&mut step, ticket, &transaction);
                 }
                 Input::Query { txid, ticket } => self.machine.query(&mut step, ticket, txid),
-                Input::Subscription(request) => subscriptions.decide(&self.reader, request)?,
+                Input::Subscription(request) => {
+                    self.subscription_requests += 1;
+                    subscriptions.decide(&self.reader, request, self.subscription_requests)?;
+                }
                 Input::Stop => {}
             }
         }
@@ -558,18 +564,17 @@ struct Subscriptions {
 }
 
 impl Subscriptions {
-    fn decide(&mut self, reader: &Reader, request: SubscriptionRequest) -> Result<(), DatabaseError> {
+    fn decide(&mut self, reader: &Reader, request: SubscriptionRequest, number: u64) -> Result<(), DatabaseError> {
         let SubscriptionRequest { key, subscription, token_hash, last_used_before, done } = request;
         let current = match self.rows.get(&key) {
             Some(row) => row.clone(),
             None => reader.subscription(&key)?,
         };
         let yours = current.as_ref().is_none_or(|current| {
-            token_hash.is_none_or(|hash| hash == current.token_hash)
-                && last_used_before.is_none_or(|before| current.last_used < before)
+            token_hash == current.token_hash && last_used_before.is_none_or(|before| current.last_used < before)
         });
         let existed = current.is_some();
-        let answer = if yours { Ok(SubscriptionDone { existed }) } else { Err(NotYours) };
+        let answer = if yours { Ok(SubscriptionDone { existed, number }) } else { Err(NotYours) };
         // Cancelling what is not there writes nothing, and renewing it does not revive it.
         if yours && (existed || (subscription.is_some() && last_used_before.is_none())) {
             self.rows.insert(key, subscription);

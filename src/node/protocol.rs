@@ -25,7 +25,7 @@ use crate::net::{
     Handling, Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions, UTXOStateQuery,
     UTXOStateResponse,
 };
-use crate::types::{Address, Network, OutPoint, RawTransaction, Txid};
+use crate::types::{Address, Network, OutPoint, RawTransaction, Transaction, Txid};
 
 /// Takes every message of every connection.
 #[derive(Debug)]
@@ -199,7 +199,9 @@ impl UTXOProtocolHandler {
         request_id: Option<RequestId>,
     ) -> Result<(), Refusal> {
         let txid = raw.txid;
-        let size = if bytes > MAX_TRANSACTION_BYTES { Err(Rejection::TooLarge) } else { Ok(()) };
+        // An unknown version is named first: its limits are not known either.
+        let known = raw.version == Transaction::VERSION;
+        let size = if known && bytes > MAX_TRANSACTION_BYTES { Err(Rejection::TooLarge) } else { Ok(()) };
         let formed = size.and_then(|()| check_form(raw, &self.ledger.rules()));
         if let Some(member) = connection.member() {
             let Ok(transaction) = formed else { return Ok(()) };
@@ -222,7 +224,7 @@ impl UTXOProtocolHandler {
         })
     }
 
-    fn signed(&self, transaction: crate::types::Transaction) -> SignedTransaction {
+    fn signed(&self, transaction: Transaction) -> SignedTransaction {
         SignedTransaction::new(transaction, *self.ledger.committee().genesis_hash())
     }
 

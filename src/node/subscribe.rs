@@ -62,12 +62,46 @@ impl UTXOProtocolHandler {
         };
         // From here on whoever lacks the token is refused, whatever is running; and what was
         // running is silent before the new snapshot is taken.
-        let done = self.store(key, Some(subscription.clone()), Some(token_hash(&token))).await?;
+        let hash = token_hash(&token);
+        let (done, _) = self.store(key, Some(subscription.clone()), hash).await?;
         if !done.existed {
             self.feed.stored.fetch_add(1, Ordering::Relaxed);
         }
-        self.feed.cancel(&key).await;
-        let resumed = self.resumes_at(&request)?;
+        let filters = subscription.addresses.len() + subscription.outpoints.len();
+        let claimed = self.feed.claim(key, done.number, hash, filters, connection).await;
+        let mut claim = claimed.ok_or_else(not_yours)?;
+        // A wallet that does not read its answer cannot hold up whoever comes after it.
+        let begun = tokio::select! {
+            begun = self.tell_state(connection, &request, &subscription, &token, request_id) => begun,
+            () = claim.lost() => Err(not_yours()),
+        };
+        match begun {
+            Ok(Some(sequence)) => {
+                self.feed.begin(claim, Filter::of(&subscription), sequence, connection);
+                Ok(())
+            }
+            Ok(None) => {
+                self.feed.end(&claim);
+                Ok(())
+            }
+            Err(refused) => {
+                self.feed.end(&claim);
+                Err(refused)
+            }
+        }
+    }
+
+    /// Answers a subscription with the state from which its stream goes on; gives that
+    /// place in the log, `None` if the wallet has gone.
+    async fn tell_state(
+        &self,
+        connection: &Arc<Connection>,
+        request: &UTXOSubscribe,
+        subscription: &Subscription,
+        token: &Hash32,
+        request_id: Option<RequestId>,
+    ) -> Result<Option<u64>, Refusal> {
+        let resumed = self.resumes_at(request)?;
         let (sequence, utxos) = match resumed {
             Some(sequence) => (sequence, Vec::new()),
             None => {
@@ -100,15 +134,12 @@ impl UTXOProtocolHandler {
                 sent = connection.answer(&more, None).await;
             }
         }
-        if sent.is_ok() {
-            self.feed.begin(key, Filter::of(&subscription), sequence, connection);
-        }
-        Ok(())
+        Ok(sent.is_ok().then_some(sequence))
     }
 
     fn room_for(&self, connection: &Connection, key: &SubscriptionKey, filters: usize) -> Result<(), Refusal> {
         let too_many = |text: String| Err(refusal(ErrorCode::TooManySubscriptions, text));
-        let here = self.feed.is_session_of(key, connection.id());
+        let here = self.feed.session_of(key, connection.id()).is_some();
         if !here && self.feed.sessions_of(connection.id()) >= MAX_SUBSCRIPTIONS_PER_CONNECTION {
             return too_many(format!("at most {MAX_SUBSCRIPTIONS_PER_CONNECTION} on one connection"));
         }
@@ -141,18 +172,15 @@ impl UTXOProtocolHandler {
     ) -> Result<Durable<NetworkMessage>, Refusal> {
         let key = SubscriptionKey::of(&request.subscriber_id);
         let token = parse_token(request.resume_token.as_deref())?;
-        let own = self.feed.is_session_of(&key, connection.id());
-        let token_hash = match token {
-            Some(token) => Some(token_hash(&token)),
-            None if own => None,
-            None => return Err(not_yours()),
-        };
-        let (done, durable) = self.store_durable(key, None, token_hash).await?;
+        // On the connection that has it, the token with which it was taken counts.
+        let shown = token.as_ref().map(token_hash);
+        let hash = shown.or_else(|| self.feed.session_of(&key, connection.id())).ok_or_else(not_yours)?;
+        let (done, durable) = self.store(key, None, hash).await?;
         if !done.existed {
             return Err(not_yours());
         }
         self.feed.stored.fetch_sub(1, Ordering::Relaxed);
-        self.feed.cancel(&key).await;
+        self.feed.cancel(&key, done.number).await;
         let subscriber_id = request.subscriber_id;
         Ok(durable.map(|()| NetworkMessage::UTXOUnsubscribed(UTXOUnsubscribed { subscriber_id })))
     }
@@ -161,16 +189,7 @@ impl UTXOProtocolHandler {
         &self,
         key: SubscriptionKey,
         subscription: Option<Subscription>,
-        token_hash: Option<[u8; 32]>,
-    ) -> Result<SubscriptionDone, Refusal> {
-        self.store_durable(key, subscription, token_hash).await.map(|(done, _)| done)
-    }
-
-    async fn store_durable(
-        &self,
-        key: SubscriptionKey,
-        subscription: Option<Subscription>,
-        token_hash: Option<[u8; 32]>,
+        token_hash: [u8; 32],
     ) -> Result<(SubscriptionDone, Durable<()>), Refusal> {
         let permit = self.pool.permit().map_err(|_| busy())?;
         let (done, stored) = oneshot::channel();
@@ -198,7 +217,7 @@ impl UTXOProtocolHandler {
         let Ok(old) = old.await else { return };
         for subscription in old.into_inner() {
             let key = SubscriptionKey::of(&subscription.subscriber_id);
-            let token_hash = Some(subscription.token_hash);
+            let token_hash = subscription.token_hash;
             let last_used_before = Some(subscription.last_used + 1);
             let renewed = match (streamed.contains(&key), subscription.last_used < expired) {
                 (true, _) => Some(Subscription { last_used: now, ..subscription }),

@@ -11,16 +11,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt, StreamExt};
 use time_masternode::config::read_genesis;
 use time_masternode::consensus::Committee;
 use time_masternode::devnet::{Devnet, DevnetOptions};
+use time_masternode::keyfile::KeyFile;
+use time_masternode::limits::MAX_FRAME_BYTES;
 use time_masternode::net::{
-    AddressQuery, AddressResponse, NetworkMessage, StateEntry, TransactionStatus, TransactionStatusKind,
-    TransactionStatusQuery, UTXOStateQuery, WalletClient,
+    AddressQuery, AddressResponse, Authenticate, ErrorCode, ErrorMessage, Hello, Incoming, NetworkMessage,
+    PROTOCOL_VERSION, Role, StateEntry, TransactionStatus, TransactionStatusKind, TransactionStatusQuery,
+    UTXOStateQuery, WalletClient, encode, handshake_message, parse, read_frame, write_frame,
 };
 use time_masternode::types::{
-    Address, Amount, Genesis, Input, OutPoint, Output, SecretKey, Signature, Transaction, Txid, UTXOState, sighash,
+    Address, Amount, Genesis, Hash32, Input, OutPoint, Output, SecretKey, Signature, Transaction, Txid, UTXOState,
+    sighash,
 };
+use tokio::io::AsyncWriteExt;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// How long anything may take before the program counts as broken.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -73,6 +81,7 @@ pub struct TestNet {
     pub devnet: Devnet,
     pub genesis: Genesis,
     nodes: Vec<Option<Child>>,
+    environment: Vec<(String, String)>,
 }
 
 impl TestNet {
@@ -82,7 +91,18 @@ impl TestNet {
         let options = DevnetOptions { nodes, base_port: free_base_port(nodes), block_interval_ms: 1_000 };
         let devnet = Devnet::open(directory.path(), options).unwrap();
         let genesis = read_genesis(&directory.path().join(&devnet.genesis_file)).unwrap();
-        Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis }
+        Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis, environment: Vec::new() }
+    }
+
+    /// Gives a variable to every process that is started from now on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The secret key of a member, from its file.
+    pub fn member_key(&self, node: usize) -> SecretKey {
+        let path = self.directory().join(&self.devnet.nodes[node].id).join("masternode.key");
+        KeyFile::read(&path).unwrap().unlock(|| panic!("a devnet's key files are not encrypted")).unwrap()
     }
 
     /// The same with all nodes running and connected.
@@ -111,6 +131,7 @@ impl TestNet {
         let child = Command::new(env!("CARGO_BIN_EXE_time-masternode"))
             .args(["run", "--log", "info", "--config"])
             .arg(self.directory().join(&self.devnet.nodes[node].config_file))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -375,5 +396,186 @@ impl Wallet {
             _ => None,
         })
         .await
+    }
+}
+
+/// A connection of which a test sees every message, and on which it can say anything.
+pub enum Link {
+    /// A wallet's.
+    WebSocket(Box<WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>>),
+    /// A peer's: length-prefixed frames.
+    Frames(tokio::net::TcpStream),
+}
+
+impl Link {
+    /// A wallet's WebSocket, upgraded.
+    pub async fn web_socket(net: &TestNet, node: usize) -> Self {
+        let address = format!("ws://{}", net.devnet.nodes[node].websocket_address);
+        let connected = within("the upgrade", tokio_tungstenite::connect_async(address)).await;
+        Self::WebSocket(Box::new(connected.unwrap().0))
+    }
+
+    /// The same with a receive buffer so small that a wallet which does not read is soon
+    /// felt by the node.
+    pub async fn narrow_web_socket(net: &TestNet, node: usize) -> Self {
+        let address = &net.devnet.nodes[node].websocket_address;
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        let stream = within("connecting", socket.connect(address.parse().unwrap())).await.unwrap();
+        let stream = MaybeTlsStream::Plain(stream);
+        let upgraded = tokio_tungstenite::client_async(format!("ws://{address}"), stream);
+        Self::WebSocket(Box::new(within("the upgrade", upgraded).await.unwrap().0))
+    }
+
+    /// A TCP connection on which nothing has been said yet.
+    pub async fn frames(net: &TestNet, node: usize) -> Self {
+        let address = &net.devnet.nodes[node].p2p_address;
+        Self::Frames(within("connecting", tokio::net::TcpStream::connect(address)).await.unwrap())
+    }
+
+    /// A wallet's TCP connection, greeted.
+    pub async fn wallet(net: &TestNet, node: usize) -> Self {
+        let mut link = Self::frames(net, node).await;
+        link.greet(net, &hello(net, Role::Wallet, None)).await;
+        link
+    }
+
+    /// A member's connection, greeted and proved.
+    pub async fn member(net: &TestNet, node: usize, key: &SecretKey) -> Self {
+        let mut link = Self::frames(net, node).await;
+        let ours = hello(net, Role::Masternode, Some(key));
+        let theirs = link.greet(net, &ours).await;
+        link.authenticate(net, &ours, &theirs, key).await;
+        link
+    }
+
+    /// Says `Hello` and takes the node's `Hello` and its proof, which has to verify.
+    pub async fn greet(&mut self, net: &TestNet, ours: &Hello) -> Hello {
+        self.send(&NetworkMessage::Hello(ours.clone())).await;
+        let Some(NetworkMessage::Hello(theirs)) = self.message().await else { panic!("no Hello") };
+        match self.message().await {
+            Some(NetworkMessage::Authenticate(Authenticate { signature })) => {
+                let key = theirs.public_key.unwrap();
+                let (genesis, peer) = (net.genesis.hash(), ours.public_key.as_ref());
+                let message = handshake_message(&genesis, &ours.nonce, &theirs.nonce, peer, &key);
+                assert!(key.verify(&message, &signature), "the node proves its key");
+            }
+            other => panic!("no proof: {other:?}"),
+        }
+        theirs
+    }
+
+    /// Proves the key of `ours`.
+    pub async fn authenticate(&mut self, net: &TestNet, ours: &Hello, theirs: &Hello, key: &SecretKey) {
+        let own = key.public_key();
+        let message =
+            handshake_message(&net.genesis.hash(), &theirs.nonce, &ours.nonce, theirs.public_key.as_ref(), &own);
+        self.send(&NetworkMessage::Authenticate(Authenticate { signature: key.sign(&message) })).await;
+    }
+
+    /// Sends a message; whether the node still takes it shows in its answer.
+    pub async fn send(&mut self, message: &NetworkMessage) {
+        let text = String::from_utf8(encode(message, None).to_vec()).unwrap();
+        self.say(&text).await;
+    }
+
+    /// Sends any text. A node that has hung up already is no error here.
+    pub async fn say(&mut self, text: &str) {
+        let _sent = match self {
+            Self::WebSocket(stream) => within("sending", stream.send(Message::text(text))).await.is_ok(),
+            Self::Frames(stream) => within("sending", write_frame(stream, text.as_bytes())).await.is_ok(),
+        };
+    }
+
+    /// Sends bytes as they are, below frames and messages.
+    pub async fn raw(&mut self, bytes: &[u8]) {
+        let _sent = match self {
+            Self::WebSocket(stream) => match stream.get_mut() {
+                MaybeTlsStream::Plain(stream) => within("sending", stream.write_all(bytes)).await.is_ok(),
+                _ => panic!("not a plain connection"),
+            },
+            Self::Frames(stream) => within("sending", stream.write_all(bytes)).await.is_ok(),
+        };
+    }
+
+    /// The next message; pings are answered underneath. `None` if the node has hung up.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        loop {
+            let incoming = within("a message", self.receive()).await?;
+            match incoming.message {
+                NetworkMessage::Ping(nonce) => self.send(&NetworkMessage::Pong(nonce)).await,
+                _ => return Some(incoming),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Option<Incoming> {
+        let bytes = match self {
+            Self::WebSocket(stream) => loop {
+                match stream.next().await {
+                    Some(Ok(Message::Text(text))) => break text.as_bytes().to_vec(),
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(_)) => {}
+                }
+            },
+            Self::Frames(stream) => read_frame(stream, MAX_FRAME_BYTES).await.ok()??.to_vec(),
+        };
+        Some(parse(&bytes).unwrap_or_else(|error| panic!("the node said something that is no message: {error:?}")))
+    }
+
+    /// The next message without its request's id.
+    pub async fn message(&mut self) -> Option<NetworkMessage> {
+        self.next().await.map(|incoming| incoming.message)
+    }
+
+    /// The first message for which `wanted` gives something; others are dropped.
+    pub async fn wait_for<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
+        within(what, async {
+            loop {
+                let message = self.message().await;
+                if let Some(found) = wanted(message.unwrap_or_else(|| panic!("{what}: the node hung up"))) {
+                    return found;
+                }
+            }
+        })
+        .await
+    }
+
+    /// The next `Error`; whatever else the node says is dropped.
+    pub async fn error(&mut self, what: &str) -> ErrorMessage {
+        self.wait_for(what, |message| match message {
+            NetworkMessage::Error(error) => Some(error),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The node says `code` and hangs up.
+    pub async fn sent_away(&mut self, what: &str, code: ErrorCode) {
+        let error = self.error(what).await;
+        assert_eq!(error.code, code, "{what}: {}", error.message);
+        self.hung_up(what).await;
+    }
+
+    /// The node hangs up; what it still says before is dropped.
+    pub async fn hung_up(&mut self, what: &str) {
+        within(what, async { while self.message().await.is_some() {} }).await;
+    }
+}
+
+/// A good `Hello` of this network.
+pub fn hello(net: &TestNet, role: Role, key: Option<&SecretKey>) -> Hello {
+    Hello {
+        protocol_version: PROTOCOL_VERSION,
+        network: net.genesis.network(),
+        genesis_hash: net.genesis.hash(),
+        role,
+        public_key: key.map(SecretKey::public_key),
+        listen_address: None,
+        nonce: Hash32::from_bytes(rand::random()),
+        instance: Hash32::from_bytes(rand::random()),
+        user_agent: "a test".into(),
+        height: 0,
+        timestamp: 0,
     }
 }
