@@ -16,7 +16,7 @@ use support::{Coin, Link, TestNet, hello, until, within};
 use time_masternode::consensus::{Certificate, Committee, SignedVote, Vote, VoteBatch, VoteKind, sign_batch};
 use time_masternode::limits::{
     BAD_MESSAGES, MAX_ADDRESSES_PER_QUERY, MAX_FRAME_BYTES, MAX_HANDSHAKE_FRAME_BYTES, MAX_OUTPOINTS_PER_QUERY,
-    MAX_PENDING_HANDSHAKES, MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS_PER_CONNECTION, MAX_TEXT,
+    MAX_PENDING_HANDSHAKES_PER_IP, MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS_PER_CONNECTION, MAX_TEXT,
     MAX_TRANSACTIONS_PER_REQUEST, MAX_VOTES_PER_BATCH, MAX_WALLET_MESSAGE_BYTES, SIGNATURE_FAILURES,
 };
 use time_masternode::net::{
@@ -348,7 +348,7 @@ async fn silence_is_not_waited_for() {
         link.hung_up("the end").await;
     }
     assert_eq!(timed_out + turned_away, SILENT);
-    assert!(timed_out >= MAX_PENDING_HANDSHAKES, "{timed_out} were waited for");
+    assert!(timed_out >= MAX_PENDING_HANDSHAKES_PER_IP, "{timed_out} were waited for");
     target.assert_unharmed("silence").await;
     // Those that stop somewhere on the way.
     let key = SecretKey::generate();

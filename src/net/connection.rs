@@ -313,10 +313,18 @@ impl Drop for Mailbox {
     }
 }
 
+/// What came.
+pub(super) enum Received {
+    /// A message.
+    Message(Bytes),
+    /// A sign of life without one.
+    Alive,
+}
+
 /// Where messages come from.
 pub(super) trait Source: Send {
-    /// The next message's bytes, empty for a mere sign of life; `None` at the end, or the `Error` to end with.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Option<ErrorMessage>>> + Send;
+    /// What comes next; `None` at the end, or the `Error` to end with.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Received>, Option<ErrorMessage>>> + Send;
 }
 
 /// Where messages go to.
@@ -361,12 +369,9 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
         };
         let Ok(next) = next else { break };
         match next {
-            Ok(Some(bytes)) => {
+            Ok(Some(received)) => {
                 connection.heard.fetch_add(1, Ordering::Relaxed);
-                // A sign of life without a message.
-                if bytes.is_empty() {
-                    continue;
-                }
+                let Received::Message(bytes) = received else { continue };
                 if receive(manager, &connection, &bytes).await.is_err() {
                     break;
                 }

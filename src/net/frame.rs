@@ -30,7 +30,13 @@ pub enum FrameError {
 /// Reads one frame of at most `limit` bytes; `None` if the stream ended between frames.
 pub async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R, limit: usize) -> Result<Option<Bytes>, FrameError> {
     match read_length(stream, limit).await? {
-        Some(length) => read_body(stream, length).await.map(Some),
+        Some(length) => {
+            let mut body = Vec::new();
+            while body.len() < length {
+                read_some(stream, &mut body, length).await?;
+            }
+            Ok(Some(body.into()))
+        }
         None => Ok(None),
     }
 }
@@ -53,16 +59,18 @@ pub(super) async fn read_length<R: AsyncRead + Unpin>(
     Ok(Some(length))
 }
 
-/// Reads a frame's body, whose length has been checked.
-pub(super) async fn read_body<R: AsyncRead + Unpin>(stream: &mut R, length: usize) -> Result<Bytes, FrameError> {
-    let mut body = Vec::with_capacity(length.min(CHUNK));
-    while body.len() < length {
-        let wanted = (length - body.len()).min(CHUNK) as u64;
-        if stream.take(wanted).read_to_end(&mut body).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
+/// Reads some more of a frame's body of `length` bytes, at least one; its length has been
+/// checked before. The buffer grows by what came.
+pub(super) async fn read_some<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    body: &mut Vec<u8>,
+    length: usize,
+) -> Result<(), FrameError> {
+    let wanted = (length - body.len()).min(CHUNK) as u64;
+    if stream.take(wanted).read_to_end(body).await? == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    Ok(body.into())
+    Ok(())
 }
 
 /// Writes one frame. Does not flush.

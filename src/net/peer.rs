@@ -11,8 +11,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::connection::{Sink, Source, run};
-use super::frame::{FrameError, read_body, read_frame, read_length, write_frame};
+use super::connection::{Received, Sink, Source, run};
+use super::frame::{FrameError, read_frame, read_length, read_some, write_frame};
 use super::handshake::{HandshakeError, Hello, check_hello, check_proof, handshake_message};
 use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, Nonce, encode, parse};
 use super::peer_manager::{Link, PeerManager, PendingHandshake, Registered};
@@ -40,11 +40,34 @@ struct Frames {
     stream: BufReader<OwnedReadHalf>,
     /// What a stranger's long frames take their room from; members have room.
     strangers: Option<Arc<Semaphore>>,
+    /// The room of the frame that was read last.
     room: Option<OwnedSemaphorePermit>,
 }
 
+impl Frames {
+    /// Takes room for more bytes of a long frame, as they come: an announcement alone costs
+    /// nobody anything.
+    fn make_room(&mut self, received: usize, more: usize) -> bool {
+        let Some(strangers) = self.strangers.as_ref().filter(|_| received + more > MAX_HANDSHAKE_FRAME_BYTES) else {
+            return true;
+        };
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        match (Arc::clone(strangers).try_acquire_many_owned(more), &mut self.room) {
+            (Ok(permit), Some(room)) => {
+                room.merge(permit);
+                true
+            }
+            (Ok(permit), room) => {
+                *room = Some(permit);
+                true
+            }
+            (Err(_), _) => false,
+        }
+    }
+}
+
 impl Source for Frames {
-    async fn next(&mut self) -> Result<Option<Bytes>, Option<ErrorMessage>> {
+    async fn next(&mut self) -> Result<Option<Received>, Option<ErrorMessage>> {
         // The frame before has been handled by now.
         self.room = None;
         let error = |error: FrameError| match error {
@@ -54,12 +77,15 @@ impl Source for Frames {
         let Some(length) = read_length(&mut self.stream, MAX_FRAME_BYTES).await.map_err(error)? else {
             return Ok(None);
         };
-        if let Some(strangers) = self.strangers.as_ref().filter(|_| length > MAX_HANDSHAKE_FRAME_BYTES) {
-            let share = u32::try_from(length).unwrap_or(u32::MAX);
-            let busy = |_| Some(ErrorMessage::new(ErrorCode::Busy, "no room for so long a frame now"));
-            self.room = Some(Arc::clone(strangers).try_acquire_many_owned(share).map_err(busy)?);
+        let mut body = Vec::new();
+        while body.len() < length {
+            let before = body.len();
+            read_some(&mut self.stream, &mut body, length).await.map_err(error)?;
+            if !self.make_room(before, body.len() - before) {
+                return Err(Some(ErrorMessage::new(ErrorCode::Busy, "no room for so long a frame now")));
+            }
         }
-        read_body(&mut self.stream, length).await.map(Some).map_err(error)
+        Ok(Some(Received::Message(body.into())))
     }
 }
 

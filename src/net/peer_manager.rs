@@ -234,7 +234,10 @@ impl PeerManager {
             let mut registry = self.registry();
             let of_ip = registry.pending.get(&(transport, ip)).copied().unwrap_or(0);
             let of_port: usize = registry.pending.iter().filter(|((t, _), _)| *t == transport).map(|(_, n)| n).sum();
-            if of_ip >= MAX_PENDING_HANDSHAKES_PER_IP || of_port >= MAX_PENDING_HANDSHAKES {
+            // With every member connected, whoever comes is a stranger.
+            let others = self.config.committee.members().len() - usize::from(self.config.key.is_some());
+            let no_place = registry.members.len() >= others && !self.has_place(&registry, ip);
+            if no_place || of_ip >= MAX_PENDING_HANDSHAKES_PER_IP || of_port >= MAX_PENDING_HANDSHAKES {
                 drop(registry);
                 tokio::spawn(turn_away(stream, transport));
                 return;
@@ -260,12 +263,16 @@ impl PeerManager {
         });
     }
 
+    fn has_place(&self, registry: &Registry, ip: IpAddr) -> bool {
+        let from_ip = registry.per_ip.get(&ip).copied().unwrap_or(0);
+        let all: usize = registry.per_ip.values().sum();
+        from_ip < self.config.max_connections_per_ip && all < self.config.max_connections
+    }
+
     /// A place for a wallet or an observer, if there is one; members need none.
     pub(super) fn place_of_stranger(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
         let mut registry = self.registry();
-        let from_ip = registry.per_ip.get(&ip).copied().unwrap_or(0);
-        let all: usize = registry.per_ip.values().sum();
-        if from_ip >= self.config.max_connections_per_ip || all >= self.config.max_connections {
+        if !self.has_place(&registry, ip) {
             return None;
         }
         *registry.per_ip.entry(ip).or_default() += 1;

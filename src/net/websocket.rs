@@ -13,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::connection::{Sink, Source, run};
+use super::connection::{Received, Sink, Source, run};
 use super::handshake::HandshakeError;
 use super::message::{ErrorCode, ErrorMessage, Nonce};
 use super::peer::PeerError;
@@ -25,15 +25,15 @@ type Stream = WebSocketStream<TcpStream>;
 struct Texts(SplitStream<Stream>);
 
 impl Source for Texts {
-    async fn next(&mut self) -> Result<Option<Bytes>, Option<ErrorMessage>> {
+    async fn next(&mut self) -> Result<Option<Received>, Option<ErrorMessage>> {
         loop {
             match self.0.next().await {
-                Some(Ok(Message::Text(text))) => return Ok(Some(text.into())),
+                Some(Ok(Message::Text(text))) => return Ok(Some(Received::Message(text.into()))),
                 Some(Ok(Message::Binary(_))) => {
                     return Err(Some(ErrorMessage::new(ErrorCode::Malformed, "messages are text")));
                 }
                 // tungstenite answers pings by itself; here they only say that somebody lives.
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(Some(Bytes::new())),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(Some(Received::Alive)),
                 Some(Ok(Message::Frame(_))) => {}
                 Some(Ok(Message::Close(_))) | None => return Ok(None),
                 Some(Err(Error::Capacity(error))) => {
