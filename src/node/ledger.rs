@@ -182,7 +182,7 @@ impl LedgerHealth {
 
 /// The state of all outputs, and the only way to change it.
 ///
-/// Opens (and recovers) the database; [`UTXOStateManager::start`] begins the thread that
+/// Opens (and recovers) the database; `start` begins the thread that
 /// owns it from then on.
 #[derive(Debug)]
 pub struct UTXOStateManager {
@@ -298,7 +298,7 @@ impl UTXOStateManager {
         }
     }
 
-    /// Wakes whenever the change log grows; only before [`UTXOStateManager::start`].
+    /// Wakes whenever the change log grows; only before `start`.
     pub(super) fn watch_changes(&self) -> Option<ChangeEvents> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.as_ref().map(|waiting| waiting.database.watch_changes())

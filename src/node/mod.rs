@@ -1,10 +1,10 @@
 //! Wires: the ledger thread, the protocol handler, the feed, the catching up.
 //!
 //! [`MasternodeUTXOIntegration`] puts a [`UTXOStateManager`] (the ledger) and a
-//! [`PeerManager`](crate::net::PeerManager) (the sockets) together into a running node.
-//! The way of a transaction through it: `net` reads it, [`protocol`] checks its form,
-//! [`verify`] its signatures, [`ledger`] decides and commits, [`outbox`] lets the
-//! decision out, and [`feed`] tells the wallets what changed.
+//! [`PeerManager`] (the sockets) together into a running node.
+//! The way of a transaction through it: `net` reads it, `protocol` checks its form,
+//! `verify` its signatures, `ledger` decides and commits, `outbox` lets the
+//! decision out, and `feed` tells the wallets what changed.
 
 mod feed;
 mod http;
