@@ -369,6 +369,12 @@ impl Machine {
         self.pending.bodies()
     }
 
+    /// The number of transactions that memory is spent on, also those of which only votes
+    /// or a certificate are known.
+    pub fn known(&self) -> usize {
+        self.pending.len()
+    }
+
     /// This member's votes on everything in flight.
     pub fn own_votes(&self) -> Vec<Vote> {
         let of = |(txid, pending): (&Txid, &super::pending::Pending)| {

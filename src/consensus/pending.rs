@@ -135,6 +135,11 @@ impl PendingTable {
         Self { by_txid: BTreeMap::new(), spenders: BTreeMap::new(), bodies: 0, unknown: vec![VecDeque::new(); members] }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_txid.len()
+    }
+
     /// How many have a body. What is known by votes only is not counted: whoever votes on
     /// what does not exist has a quota of its own, and must not use up anybody else's.
     pub(super) fn bodies(&self) -> usize {
