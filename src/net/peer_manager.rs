@@ -408,6 +408,13 @@ impl PeerManager {
         self.registry().members.keys().copied().collect()
     }
 
+    /// The connections of all kinds, in the order in which they came.
+    pub fn connections(&self) -> Vec<ConnectionId> {
+        let mut ids: Vec<ConnectionId> = self.registry().connections.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Connections of all kinds.
     pub fn connection_count(&self) -> usize {
         self.registry().connections.len()
