@@ -29,8 +29,8 @@
 //! What nobody contradicts is never aborted.
 //!
 //! Approvals of a quorum alone are **not** finality: together with any release of locks
-//! two conflicting transactions could get them. `tests/consensus_rules.rs` plants that
-//! and other bugs of the kind, and sees them caught.
+//! two conflicting transactions could get them. `tests/consensus_rules.rs` catches that
+//! bug, and others of the kind, when they are planted here.
 
 mod certificate;
 mod committee;
