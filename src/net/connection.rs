@@ -150,8 +150,13 @@ impl Connection {
         }
     }
 
-    /// Queues a message, waiting for room.
+    /// Queues a message, waiting for room. For a member there is room, or the connection is
+    /// closed: two members that answer each other must not wait for each other to read.
     pub async fn send(&self, bytes: Bytes) -> Result<(), Closed> {
+        if self.member.is_some() {
+            self.send_now(bytes);
+            return if self.is_closed() { Err(Closed) } else { Ok(()) };
+        }
         let mut closing = self.closing.subscribe();
         self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         let queued = async {
@@ -464,4 +469,59 @@ async fn write_all<O: Sink>(sink: &mut O, messages: impl Iterator<Item = Bytes>)
         sink.write(message).await?;
     }
     sink.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::consensus::Committee;
+    use crate::types::{Address, Allocation, Genesis, Network, RawGenesis, RawMasternode, SecretKey};
+
+    fn a_member() -> MemberIndex {
+        let key = SecretKey::from_seed([1; 32]).public_key();
+        let address = Address::of_key(&key, Network::Devnet).to_string();
+        let genesis = Genesis::try_from(RawGenesis {
+            network: Network::Devnet,
+            timestamp: 0,
+            block_interval_ms: 1,
+            min_fee: 0,
+            masternodes: vec![RawMasternode {
+                id: "m".into(),
+                public_key: key,
+                weight: 1,
+                p2p_address: String::new(),
+                payout_address: address.clone(),
+            }],
+            allocations: vec![Allocation { address, amount: 1 }],
+        });
+        Committee::of_genesis(&genesis.unwrap()).index_of(&key).unwrap()
+    }
+
+    fn page() -> Bytes {
+        Bytes::from(vec![b' '; WALLET_QUEUE_BYTES])
+    }
+
+    /// Two members that answer each other's long requests must not wait for each other:
+    /// while a reader waits for room to answer in, nobody reads what would make that room.
+    #[test]
+    fn answering_a_member_never_waits_and_is_bounded() {
+        let (connection, _unread) = Connection::new(1, Some(a_member()), ([127, 0, 0, 1], 0).into());
+        for _ in 0..PEER_QUEUE_BYTES / WALLET_QUEUE_BYTES {
+            assert_eq!(connection.send(page()).now_or_never(), Some(Ok(())));
+        }
+        assert_eq!(connection.send(page()).now_or_never(), Some(Err(Closed)), "too much closes it");
+        assert!(connection.is_closed());
+    }
+
+    #[test]
+    fn answering_a_wallet_waits_for_room() {
+        let (connection, mut unread) = Connection::new(1, None, ([127, 0, 0, 1], 0).into());
+        assert_eq!(connection.send(page()).now_or_never(), Some(Ok(())));
+        assert_eq!(connection.send(page()).now_or_never(), None);
+        assert!(unread.try_recv().is_ok());
+        assert_eq!(connection.send(page()).now_or_never(), Some(Ok(())));
+        assert!(!connection.is_closed());
+    }
 }
