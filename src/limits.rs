@@ -16,6 +16,42 @@ pub const MAX_TRANSACTION_BYTES: usize = 256 * 1024;
 /// Votes under one signature.
 pub const MAX_VOTES_PER_BATCH: usize = 4_096;
 
+// --- Blocks (protocol §7) ---
+
+/// Transactions and aborts of a block.
+pub const MAX_BLOCK_ENTRIES: usize = 16_384;
+/// Aborts of a block.
+pub const MAX_BLOCK_ABORTS: usize = 1_024;
+/// Inputs and outputs of a block's transactions: what one atomic commit can bear.
+pub const MAX_BLOCK_PLACES: usize = 131_072;
+/// How far a fresh block's timestamp may be ahead of the receiver's clock.
+pub const MAX_CLOCK_AHEAD_MS: u64 = 10_000;
+/// How long a certified transaction is in flight before a block may settle it.
+pub const STUCK_AFTER_MS: u64 = 2_000;
+/// Blocks that are put forward at one height and looked at.
+pub const MAX_BLOCKS_AT_A_HEIGHT: usize = 64;
+/// Consensus messages of later heights that the agreement keeps.
+pub const MAX_CONSENSUS_BACKLOG: usize = 256;
+/// How long what a proposed block lacks is asked of its proposer alone.
+pub const ASK_EVERYBODY_AFTER_MS: u64 = 400;
+
+// --- Catching up (protocol §8) ---
+
+/// Blocks of one answer.
+pub const MAX_BLOCKS_PER_REQUEST: usize = 256;
+/// Entries of the decided blocks that wait for their transactions' bodies.
+pub const MAX_QUEUED_ENTRIES: usize = 32_768;
+/// Bodies that are asked for at once.
+pub const MAX_BODIES_ASKED: usize = 2_048;
+/// How long an answer may take before another member is asked.
+pub const SYNC_ANSWER_MS: u64 = 3_000;
+/// How long a member that served a bad history is not asked.
+pub const SYNC_DISTRUST_MS: u64 = 60_000;
+/// How often a node asks again whether there are new blocks.
+pub const SYNC_POLL_MS: u64 = 500;
+/// Entries of decided blocks that one commit executes.
+pub const MAX_ENTRIES_PER_COMMIT: usize = 2_048;
+
 // --- The core's waiting rooms ---
 
 /// How long a transaction waits for its parents before it is `UnknownInput`.
@@ -117,6 +153,8 @@ pub const WALLET_UNREAD_STATUSES: usize = 4_096;
 pub const STRANGERS_FRAME_BYTES: usize = 32 * 1024 * 1024;
 /// Transactions of which one connection hears every change of status.
 pub const MAX_WATCHED_PER_CONNECTION: usize = 8_192;
+/// Final transactions of which one connection waits to hear that they are in a block.
+pub const MAX_SETTLED_WATCHED_PER_CONNECTION: usize = 65_536;
 /// Messages a second from a wallet; a long one counts as one more for each KiB.
 pub const WALLET_MESSAGES_PER_SECOND: u32 = 20_000;
 /// Bad signatures that a connection may send before it is closed; it earns one back a second.

@@ -129,8 +129,14 @@ fn main() -> ExitCode {
     }
 }
 
+const AGREEMENT_CRATES: [&str; 3] =
+    ["arc_malachitebft_core_consensus", "arc_malachitebft_core_driver", "arc_malachitebft_core_votekeeper"];
+
 fn start_logging(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))?;
+    // The agreement crate tells of every vote at `info`; who wants that names it.
+    let quiet: &[&str] = if filter.contains("malachite") { &[] } else { &AGREEMENT_CRATES };
+    let filter = quiet.iter().fold(filter.to_owned(), |all, name| format!("{all},{name}=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter).with_context(|| format!("log filter {filter:?}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Human => builder.try_init(),

@@ -8,7 +8,8 @@
 
 use serde_json::json;
 use time_masternode::consensus::{
-    Certificate, Changes, Finalized, InFlight, Settled, SignedVote, Transition, Utxo, Vote, VoteBatch, VoteKind,
+    AgreementRecord, Certificate, ChainTip, Changes, Dead, Finalized, InFlight, RoundTimer, Settled, SignedVote,
+    Transition, Utxo, Vote, VoteBatch, VoteKind,
 };
 use time_masternode::db::{CommitBatch, Database, InspectTrees, LogEntry, Row, Subscription, SubscriptionKey};
 use time_masternode::net::{
@@ -17,8 +18,8 @@ use time_masternode::net::{
     parse,
 };
 use time_masternode::types::{
-    Address, Allocation, Amount, Genesis, Hash32, Input, Network, OutPoint, Output, PublicKey, RawGenesis,
-    RawMasternode, SecretKey, Signature, Transaction, Txid, UTXOState,
+    Address, Allocation, Amount, Block, BlockHash, CommitVote, DecidedBlock, Genesis, Hash32, Input, Network, OutPoint,
+    Output, PublicKey, RawGenesis, RawMasternode, SecretKey, Signature, Transaction, Txid, UTXOState,
 };
 
 fn key() -> SecretKey {
@@ -112,6 +113,29 @@ fn genesis() -> Genesis {
     .unwrap()
 }
 
+/// A block with `txid`, as a commit writes it, with something in the next height's log.
+fn add_block(changes: &mut Changes, genesis: &Genesis, txid: Txid) -> BlockHash {
+    let tip = ChainTip::of_genesis(genesis);
+    let block = Block {
+        height: 1,
+        previous_hash: tip.hash,
+        timestamp_ms: 7,
+        proposer: key().public_key(),
+        state_digest: tip.digest.digest(),
+        transactions: vec![txid],
+        aborts: vec![],
+    };
+    let hash = block.hash(&genesis.hash());
+    let certificate = CommitVote { height: 1, round: 0, block_hash: hash, votes: vec![] };
+    changes.log.push(LogEntry::Block { height: 1, block_hash: hash, timestamp_ms: 7 });
+    changes.confirmed.insert(txid, 1);
+    changes.dead.insert(Txid::from_bytes([8; 32]), Dead { by: Some(txid), height: 1 });
+    changes.blocks.push((hash, DecidedBlock { block, certificate }.into()));
+    changes.tip = Some(ChainTip { height: 1, hash, timestamp_ms: 7, ..tip });
+    changes.agreement.push((2, AgreementRecord::Timeout { timer: RoundTimer::Propose, round: 3 }));
+    hash
+}
+
 /// One commit with a row in every tree, read back by `time-db`'s eyes.
 #[test]
 fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
@@ -131,20 +155,21 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     let born = OutPoint { txid: done.txid(), vout: 0 };
     let mut changes = Changes::default();
     changes.utxos.insert(born, Utxo { output: done.outputs()[0], state: UTXOState::Unspent });
-    changes.transitions.push(Transition {
+    changes.log.push(LogEntry::Transition(Transition {
         outpoint: born,
         output: done.outputs()[0],
         old_state: None,
         new_state: UTXOState::Unspent,
         timestamp: 3,
-    });
+    }));
     changes.in_flight.insert(in_flight.txid(), Some(InFlight { transaction: in_flight.clone(), locked_at: Some(4) }));
     changes.votes.push(Vote { kind: VoteKind::Approve, txid: in_flight.txid() });
     changes
         .certificates
         .insert((in_flight.txid(), VoteKind::Approve), certificate(VoteKind::Approve, in_flight.txid()));
     let proof = certificate(VoteKind::Commit, done.txid());
-    changes.finalized.insert(done.txid(), Finalized { transaction: done.clone(), settled, certificate: proof });
+    changes.finalized.insert(done.txid(), Finalized { transaction: done.clone(), settled, certificate: Some(proof) });
+    let hash = add_block(&mut changes, &genesis, done.txid());
     let subscription = Subscription {
         subscriber_id: "wallet".into(),
         token_hash: [1; 32],
@@ -160,9 +185,19 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     let trees = InspectTrees::open(directory.path()).unwrap();
     let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().collect::<Result<_, _>>().unwrap() };
     let keys = |name: &str| -> Vec<String> { rows(name).into_iter().map(|row| row.key).collect() };
-    assert_eq!(keys("meta"), ["head", "network", "schema"]);
-    assert_eq!(rows("meta")[2].value, json!(1));
-    assert_eq!(rows("meta")[0].value["commit"], json!(1));
+    assert_eq!(keys("meta"), ["chain", "head", "network", "schema"]);
+    assert_eq!(rows("meta")[3].value, json!(2));
+    assert_eq!(rows("meta")[1].value["commit"], json!(1));
+    assert_eq!(rows("meta")[0].value["height"], json!(1));
+    assert_eq!(rows("meta")[0].value["hash"], json!(hash));
+    assert_eq!(rows("meta")[0].value["supply"], json!(50));
+    assert_eq!(keys("blocks"), ["1"]);
+    assert_eq!(rows("blocks")[0].value["block"]["transactions"], json!([done.txid()]));
+    assert_eq!(rows("confirmed")[0].value, json!(1));
+    assert_eq!(keys("confirmed"), [done.txid().to_string()]);
+    assert_eq!(rows("dead")[0].value, json!({ "by": done.txid(), "height": 1 }));
+    assert_eq!(keys("agreement"), ["2/0"]);
+    assert_eq!(rows("agreement")[0].value, json!({ "Timeout": { "timer": "Propose", "round": 3 } }));
     assert_eq!(keys("utxos").len(), 2);
     assert!(keys("utxos").contains(&born.to_string()));
     assert!(keys("addresses").contains(&format!("{}/{born}", address())));
@@ -174,7 +209,7 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     certificates.sort();
     assert_eq!(keys("certificates"), certificates);
     assert_eq!(rows("transactions")[0].value["settled"], json!({ "fee": 9, "finalized_at": 2, "votes": 1 }));
-    assert_eq!(keys("changes"), ["1"]);
+    assert_eq!(keys("changes"), ["1", "2"]);
     assert_eq!(rows("subscriptions")[0].value["subscriber_id"], json!("wallet"));
     assert!(trees.rows("no-such-tree").is_none());
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::machine::{Action, Fault, Machine, Progress, Step, Timer};
 use super::validate::check_ledger;
-use super::view::{Finalized, InFlight, Overlay, Settled, Utxo, View};
+use super::view::{Dead, Finalized, InFlight, Overlay, Settled, Utxo, View};
 use super::vote::{Vote, VoteKind};
 use crate::limits::RESEND_AFTER_MS;
-use crate::types::{OutPoint, Transaction, Txid, UTXOState};
+use crate::types::{Height, OutPoint, Transaction, Txid, UTXOState};
 
 /// How the inputs of a certified transaction stand.
 enum Inputs {
@@ -83,42 +83,52 @@ impl Machine {
         };
         let votes = u32::try_from(certificate.votes.len()).unwrap_or(u32::MAX);
         let settled = Settled { finalized_at: step.now.unix, votes, fee };
-        self.finalize(step, &transaction, Finalized { transaction: Arc::clone(&transaction), settled, certificate });
+        let certificate = Some(certificate);
+        self.finalize(step, Finalized { transaction, settled, certificate });
         true
     }
 
-    fn finalize<V: View>(&mut self, step: &mut Step<'_, V>, transaction: &Arc<Transaction>, finalized: Finalized) {
-        let txid = transaction.txid();
+    fn finalize<V: View>(&mut self, step: &mut Step<'_, V>, finalized: Finalized) {
+        let txid = finalized.transaction.txid();
         let Settled { finalized_at, votes, .. } = finalized.settled;
-        for outpoint in transaction.spends() {
+        for outpoint in finalized.transaction.spends() {
             let Some(old) = step.view().utxo(&outpoint) else { continue };
             let state = UTXOState::SpentFinalized { txid, finalized_at, votes };
             step.transition(outpoint, Some(old), Utxo { state, ..old });
         }
+        self.chain.unconfirmed.push(txid);
+        let (settled, certificate) = (finalized.settled, finalized.certificate.clone());
+        step.act(Action::Progress { txid, progress: Progress::Finalized { settled, certificate } });
+        self.bring_into_being(step, finalized);
+    }
+
+    /// The outputs of a settled transaction come into being, it is in flight no more, and
+    /// what waited for it has another look.
+    pub(super) fn bring_into_being<V: View>(&mut self, step: &mut Step<'_, V>, finalized: Finalized) {
+        let transaction = Arc::clone(&finalized.transaction);
+        let txid = transaction.txid();
         for (outpoint, output) in transaction.creates() {
             let old = step.view().utxo(&outpoint);
             step.transition(outpoint, old, Utxo { output, state: UTXOState::Unspent });
         }
-        self.forget_idle_rivals(transaction);
+        self.forget_idle_rivals(&transaction);
         if self.pending.remove(&txid).is_some_and(|p| p.recorded) {
             step.changes.in_flight.insert(txid, None);
         }
-        step.act(Action::Progress {
-            txid,
-            progress: Progress::Finalized {
-                settled: finalized.settled,
-                certificate: Some(Arc::clone(&finalized.certificate)),
-            },
-        });
         step.changes.finalized.insert(txid, finalized);
-        for child in self.awaiting.remove(&txid).unwrap_or_default() {
-            self.ready(child);
-        }
         // If it waited for a parent itself, those who sent it get their answer now.
         for source in self.room.leave(&txid).into_iter().flat_map(|waiting| waiting.sources) {
-            self.receive(step, Arc::clone(transaction), source);
+            self.receive(step, Arc::clone(&transaction), source);
         }
-        for waiting in self.room.leave_with(&txid) {
+        self.release_children(step, &txid);
+    }
+
+    /// The outputs of `parent` are here: what waited for them has another look.
+    pub(super) fn release_children<V: View>(&mut self, step: &mut Step<'_, V>, parent: &Txid) {
+        for child in self.awaiting.remove(parent).unwrap_or_default() {
+            self.ready(child);
+        }
+        for waiting in self.room.leave_with(parent) {
             for source in waiting.sources {
                 self.receive(step, Arc::clone(&waiting.transaction), source);
             }
@@ -160,6 +170,7 @@ impl Machine {
     pub(super) fn record<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
         let Some(pending) = self.pending.get_mut(&txid) else { return };
         let Some(transaction) = pending.transaction.clone() else { return };
+        pending.begin(step.now.ms);
         if !std::mem::replace(&mut pending.recorded, true) {
             step.changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: pending.locked_at }));
             self.timers.insert((step.now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
@@ -202,7 +213,15 @@ impl<V: View> View for WithoutLocks<'_, V> {
         self.0.settled(txid)
     }
 
-    fn is_dead(&self, txid: &Txid) -> bool {
-        self.0.is_dead(txid)
+    fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.0.body(txid)
+    }
+
+    fn confirmed(&self, txid: &Txid) -> Option<Height> {
+        self.0.confirmed(txid)
+    }
+
+    fn dead(&self, txid: &Txid) -> Option<Dead> {
+        self.0.dead(txid)
     }
 }

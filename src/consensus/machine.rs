@@ -6,21 +6,28 @@
 //! have to be durable before any of its [`Action`]s leaves. If they cannot be made so,
 //! the machine has to be thrown away with them and recovered from the database.
 //!
-//! It must not: read a clock, do I/O, sign, or tell anybody anything.
+//! It must not: read a clock, do I/O, or tell anybody anything. It signs nothing but what
+//! it says about blocks ([`super::agreement`]), which waits for the commit like the rest.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::agree::Lacking;
+use super::agreement::{Agreement, AgreementFault, AgreementRecord, ConsensusMessage};
 use super::certificate::{Certificate, CheckedCertificate};
+use super::chain::{ChainTip, Unconfirmed};
 use super::committee::{Committee, MemberIndex};
+use super::follow::Follow;
 use super::pending::PendingTable;
 use super::validate::{Rejection, Rules, SignedTransaction, check_ledger};
 use super::verified::Verified;
-use super::view::{Changes, InFlight, Overlay, Settled, Utxo, View};
+use super::view::{Changes, Dead, InFlight, Overlay, Settled, Utxo, View};
 use super::vote::{CountedVote, MemberBatch, Vote, VoteKind};
 use super::waiting::ParentRoom;
 use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, RESEND_AFTER_MS, UNKNOWN_BODY_WAIT_MS};
-use crate::types::{OutPoint, Transaction, Txid, UTXOState, UnixSeconds};
+use crate::types::{
+    BlockHash, DecidedBlock, Height, OutPoint, SecretKey, Transaction, Txid, UTXOState, UnixSeconds, UtxoDigest,
+};
 
 /// The time of a step, given from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +36,8 @@ pub struct Now {
     pub ms: u64,
     /// Seconds since the Unix epoch; states carry it, nothing is decided by it.
     pub unix: UnixSeconds,
+    /// The same in milliseconds, for the timestamps of blocks.
+    pub unix_ms: u64,
 }
 
 /// A wallet's request, by a number that its owner chose.
@@ -60,8 +69,31 @@ pub enum Event {
     Votes(Arc<Verified<MemberBatch>>),
     /// A certificate came.
     Certificate(Verified<CheckedCertificate>),
+    /// Decided blocks came, each with a good certificate.
+    Blocks {
+        /// From whom.
+        from: MemberIndex,
+        /// In order of height.
+        blocks: Vec<Arc<DecidedBlock>>,
+    },
+    /// A message about the next block came. Its signature is checked here.
+    Consensus {
+        /// From whom.
+        from: MemberIndex,
+        /// The message.
+        message: Arc<ConsensusMessage>,
+    },
+    /// A member says how long its chain is.
+    Height {
+        /// Who.
+        member: MemberIndex,
+        /// The height of its last block.
+        height: Height,
+    },
     /// A connection to a member is up, for the first time or again.
     Connected(MemberIndex),
+    /// The connection to a member is gone.
+    Disconnected(MemberIndex),
     /// Time passed.
     Tick,
 }
@@ -83,6 +115,15 @@ pub enum Progress {
         /// F(T), where it was made in this step.
         certificate: Option<Arc<Certificate>>,
     },
+    /// In a block.
+    Confirmed {
+        /// The summary.
+        settled: Settled,
+        /// The block's height.
+        height: Height,
+    },
+    /// Dead, for ever.
+    Aborted(Dead),
     /// Refused; nothing was changed.
     Rejected(Rejection),
     /// Nothing is known of it here.
@@ -137,6 +178,27 @@ pub enum Action {
         to: Option<MemberIndex>,
         /// Which.
         txid: Txid,
+    },
+    /// Tell all members something about the next block.
+    Consensus(Arc<ConsensusMessage>),
+    /// Ask a member for decided blocks.
+    RequestBlocks {
+        /// Whom.
+        to: MemberIndex,
+        /// From which height on.
+        from_height: Height,
+    },
+    /// Send a member decided blocks that it has missed.
+    SendBlocks {
+        /// To whom.
+        to: MemberIndex,
+        /// From which height on.
+        from_height: Height,
+    },
+    /// End the connection to a member that served what cannot be.
+    Disconnect {
+        /// Which.
+        member: MemberIndex,
     },
     /// Tell a member why its transaction was refused: advice, without effect.
     Advise {
@@ -211,6 +273,39 @@ pub enum Fault {
         /// The rule.
         rejection: Rejection,
     },
+    /// The database's UTXO set is not the one that the chain decided on.
+    #[error("the state digest here is not that of the decided block {height}: the database is damaged")]
+    StateDigest {
+        /// The block.
+        height: Height,
+    },
+    /// A decided block spends what is not here.
+    #[error("{txid} of block {height} spends {outpoint}, which is not here: the database is damaged")]
+    BlockInput {
+        /// The block.
+        height: Height,
+        /// The transaction.
+        txid: Txid,
+        /// What it spends.
+        outpoint: OutPoint,
+    },
+    /// A decided block's transaction is not here although it was.
+    #[error("the body of {txid} of block {height} is not here: the database is damaged")]
+    BlockBody {
+        /// The block.
+        height: Height,
+        /// The transaction.
+        txid: Txid,
+    },
+    /// Money came into being, or went away.
+    #[error("block {height} does not conserve the supply")]
+    Supply {
+        /// The block.
+        height: Height,
+    },
+    /// The agreement on blocks failed.
+    #[error(transparent)]
+    Agreement(AgreementFault),
     /// A step that no output can take.
     #[error("{outpoint} cannot go from {old:?} to {new:?}")]
     IllegalTransition {
@@ -234,6 +329,26 @@ pub struct Recovered {
     pub certificates: Vec<Certificate>,
 }
 
+/// What a member brings to the agreement on blocks: its key, and what its log holds of the
+/// open height.
+#[derive(Debug)]
+pub struct Ballot {
+    /// The member's key.
+    pub key: SecretKey,
+    /// The write-ahead log, in order.
+    pub log: Vec<AgreementRecord>,
+}
+
+/// The chain's part of the machine.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) tip: ChainTip,
+    pub(super) unconfirmed: Unconfirmed,
+    pub(super) interval_ms: u64,
+    /// When the last block was executed here.
+    pub(super) executed_at_ms: u64,
+}
+
 /// The machine. One thread owns it.
 #[derive(Debug)]
 pub struct Machine {
@@ -248,6 +363,12 @@ pub struct Machine {
     /// Pending transactions whose certificate cannot be acted on before this parent is here.
     pub(super) awaiting: BTreeMap<Txid, BTreeSet<Txid>>,
     pub(super) timers: BTreeSet<(u64, Timer, Txid)>,
+    pub(super) chain: Chain,
+    pub(super) follow: Follow,
+    pub(super) agreement: Option<Agreement>,
+    pub(super) lacking: Lacking,
+    /// When a member was last sent blocks that it had missed.
+    pub(super) told_blocks: BTreeMap<MemberIndex, u64>,
     ready: VecDeque<Txid>,
 }
 
@@ -306,6 +427,13 @@ impl Machine {
     /// committee, `None` for an observer.
     pub fn new(committee: Arc<Committee>, rules: Rules, own: Option<MemberIndex>) -> Self {
         let pending = PendingTable::new(committee.members().len());
+        let tip = ChainTip {
+            height: 0,
+            hash: BlockHash::from_bytes(*committee.genesis_hash().as_bytes()),
+            timestamp_ms: 0,
+            supply: crate::types::Amount::ZERO,
+            digest: UtxoDigest::new(),
+        };
         Self {
             committee,
             rules,
@@ -316,7 +444,33 @@ impl Machine {
             room: ParentRoom::default(),
             awaiting: BTreeMap::new(),
             timers: BTreeSet::new(),
+            chain: Chain { tip, unconfirmed: Unconfirmed::default(), interval_ms: 0, executed_at_ms: 0 },
+            follow: Follow::default(),
+            agreement: None,
+            lacking: Lacking::default(),
+            told_blocks: BTreeMap::new(),
             ready: VecDeque::new(),
+        }
+    }
+
+    /// Puts the machine on a chain: its tip, what is final and not in it (in the order in
+    /// which it became final), and how long after a block the next one is due.
+    pub fn follow_from(&mut self, tip: ChainTip, unconfirmed: Vec<Txid>, interval_ms: u64) {
+        self.chain.tip = tip;
+        self.chain.interval_ms = interval_ms;
+        unconfirmed.into_iter().for_each(|txid| self.chain.unconfirmed.push(txid));
+    }
+
+    /// Lets a member take part in the agreement on blocks, from where its log ends. What
+    /// it says of the open height again is in the step; the caller commits it like any.
+    pub fn take_part<V: View>(&mut self, step: &mut Step<'_, V>, ballot: Ballot) {
+        if !self.may_vote() {
+            return;
+        }
+        let height = self.chain.tip.height;
+        self.agreement = Some(Agreement::new(&self.committee, ballot.key, height));
+        if !ballot.log.is_empty() {
+            self.replay_agreement(step, ballot.log);
         }
     }
 
@@ -328,6 +482,7 @@ impl Machine {
             let pending = self.pending.attach(&in_flight.transaction);
             pending.recorded = true;
             pending.locked_at = in_flight.locked_at;
+            pending.begin(now.ms);
             for kind in votes {
                 *pending.own.of_mut(kind) = true;
             }
@@ -404,11 +559,20 @@ impl Machine {
 
     /// Answers a wallet that asks where a transaction stands.
     pub fn query<V: View>(&self, step: &mut Step<'_, V>, ticket: Ticket, txid: Txid) {
-        let progress = match step.view().settled(&txid) {
-            Some(settled) => Progress::Finalized { settled, certificate: None },
-            None => self.progress(&txid).unwrap_or(Progress::Unknown),
-        };
+        let ended = self.ended(step, &txid);
+        let progress = ended.or_else(|| self.progress(&txid)).unwrap_or(Progress::Unknown);
         step.act(Action::Reply { ticket, txid, progress });
+    }
+
+    /// What became of a transaction that is settled or dead.
+    fn ended<V: View>(&self, step: &Step<'_, V>, txid: &Txid) -> Option<Progress> {
+        let view = step.view();
+        let Some(settled) = view.settled(txid) else { return view.dead(txid).map(Progress::Aborted) };
+        let height = if self.chain.unconfirmed.contains(txid) { None } else { view.confirmed(txid) };
+        Some(match height {
+            Some(height) => Progress::Confirmed { settled, height },
+            None => Progress::Finalized { settled, certificate: None },
+        })
     }
 
     /// Refuses a transaction whose signatures do not verify, naming the first rule in the
@@ -430,7 +594,14 @@ impl Machine {
             Event::Votes(batch) if Some(batch.get().member()) == self.own => self.meet_own_votes(step, &batch),
             Event::Votes(batch) => self.count(step, &batch),
             Event::Certificate(certificate) => self.certificate(step, certificate.get().certificate()),
-            Event::Connected(member) => self.greet(step, member),
+            Event::Blocks { from, blocks } => self.take_blocks(step, from, blocks),
+            Event::Consensus { from, message } => self.consensus_message(step, from, &message),
+            Event::Height { member, height } => self.hear_height(member, height, step.now.ms),
+            Event::Connected(member) => {
+                self.member_connected(member, true);
+                self.greet(step, member);
+            }
+            Event::Disconnected(member) => self.member_connected(member, false),
             Event::Tick => self.tick(step),
         }
         self.look_again(step);
@@ -445,15 +616,18 @@ impl Machine {
     /// A transaction came, from a wallet or a member.
     pub(super) fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        if let Some(settled) = step.view().settled(&txid) {
-            match source {
-                Source::Wallet(ticket) => {
-                    let progress = Progress::Finalized { settled, certificate: None };
-                    step.act(Action::Reply { ticket, txid, progress });
+        if self.follow.take_body(&transaction) {
+            return;
+        }
+        if let Some(progress) = self.ended(step, &txid) {
+            match (source, progress) {
+                (Source::Wallet(ticket), progress) => step.act(Action::Reply { ticket, txid, progress }),
+                // It still sends the transaction, so it lacks the proof, or the block.
+                (Source::Member(to), Progress::Finalized { .. }) => step.act(Action::SendSettled { to, txid }),
+                (Source::Member(to), Progress::Confirmed { height, .. } | Progress::Aborted(Dead { height, .. })) => {
+                    self.remind_of_block(step, to, height);
                 }
-                // It still sends the transaction, so it lacks the proof.
-                Source::Member(to) => step.act(Action::SendSettled { to, txid }),
-                Source::Answer => {}
+                _ => {}
             }
             return;
         }
@@ -528,6 +702,7 @@ impl Machine {
         let now = step.now;
         let pending = self.pending.attach(transaction);
         let recorded = std::mem::replace(&mut pending.recorded, true);
+        pending.begin(now.ms);
         if votes {
             pending.locked_at = Some(now.unix);
             for outpoint in transaction.spends() {
@@ -607,10 +782,13 @@ impl Machine {
     }
 
     /// Looks again at everything that this step may have made possible.
-    fn look_again<V: View>(&mut self, step: &mut Step<'_, V>) {
+    pub(super) fn look_again<V: View>(&mut self, step: &mut Step<'_, V>) {
         while let Some(txid) = self.ready.pop_front() {
             if step.fault.is_some() {
                 return;
+            }
+            if let Some(pending) = self.pending.get_mut(&txid) {
+                pending.begin(step.now.ms);
             }
             self.keep_abort_certificate(step, &txid);
             if !self.consider_finality(step, txid) {

@@ -32,10 +32,16 @@
 //! two conflicting transactions could get them. `tests/consensus_rules.rs` catches that
 //! bug, and others of the kind, when they are planted here.
 
+mod agree;
+mod agreement;
+mod block;
 mod certificate;
+mod chain;
 mod committee;
 mod conflict;
+mod execute;
 mod finality;
+mod follow;
 mod machine;
 mod pending;
 mod resend;
@@ -45,10 +51,18 @@ mod view;
 mod vote;
 mod waiting;
 
+pub use agreement::{
+    AgreementFault, AgreementRecord, ConsensusMessage, ConsensusVote, Polka, Proposal, RoundChange, RoundTimer,
+    RoundVote,
+};
+pub use block::{BlockError, CheckedBlock};
 pub use certificate::{Certificate, CertificateError, CheckedCertificate, SignedVote};
+pub use chain::{BlockFault, ChainTip};
 pub use committee::{Committee, MemberIndex, quorum};
-pub use machine::{Action, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting};
+pub use machine::{
+    Action, Ballot, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting,
+};
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
 pub use verified::{Signable, Signed, Verified};
-pub use view::{Changes, Finalized, InFlight, Settled, Transition, Utxo, View};
+pub use view::{Changes, Dead, Finalized, InFlight, LogEntry, Settled, Transition, Utxo, View};
 pub use vote::{CountedVote, MemberBatch, Vote, VoteBatch, VoteError, VoteKind, batch_message, sign_batch};

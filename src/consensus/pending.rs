@@ -87,9 +87,22 @@ pub(super) struct Pending {
     pub(super) certificates: PerKind<Option<Arc<Certificate>>>,
     /// Whether a conflict is known and its timer runs or has run.
     pub(super) contradicted: bool,
+    /// Since when it is in flight.
+    pub(super) since_ms: u64,
 }
 
 impl Pending {
+    /// It is in flight from now on, if it was not before.
+    pub(super) fn begin(&mut self, now_ms: u64) {
+        if self.since_ms == 0 {
+            self.since_ms = now_ms.max(1);
+        }
+    }
+
+    pub(super) fn has_certificate(&self) -> bool {
+        VoteKind::ALL.into_iter().any(|kind| self.certificate(kind).is_some())
+    }
+
     pub(super) fn certificate(&self, kind: VoteKind) -> Option<&Arc<Certificate>> {
         self.certificates.of(kind).as_ref()
     }
@@ -192,6 +205,11 @@ impl PendingTable {
             }
         }
         Some(pending)
+    }
+
+    /// The pending transactions that spend an output.
+    pub(super) fn spenders(&self, outpoint: &OutPoint) -> impl Iterator<Item = Txid> + '_ {
+        self.spenders.get(outpoint).into_iter().flatten().copied()
     }
 
     /// The other pending transactions that spend an input of `transaction`.

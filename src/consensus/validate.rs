@@ -61,7 +61,10 @@ pub enum Rejection {
     AmountOverflow,
     /// It has died in a conflict and is never valid again.
     #[error("it was aborted and can never become valid")]
-    Aborted,
+    Aborted {
+        /// A transaction that it contradicted.
+        by: Option<Txid>,
+    },
     /// An input that does not exist, or not yet.
     #[error("{0} does not exist")]
     UnknownInput(OutPoint),
@@ -124,7 +127,7 @@ impl Rejection {
             Self::InvalidAddress { .. } => "InvalidAddress",
             Self::WrongNetwork(_) => "WrongNetwork",
             Self::AmountOverflow => "AmountOverflow",
-            Self::Aborted => "Aborted",
+            Self::Aborted { .. } => "Aborted",
             Self::UnknownInput(_) => "UnknownInput",
             Self::InputSpent { .. } => "InputSpent",
             Self::InputLocked { .. } => "InputLocked",
@@ -140,6 +143,7 @@ impl Rejection {
     pub const fn by(&self) -> Option<Txid> {
         match self {
             Self::InputSpent { by, .. } | Self::InputLocked { by, .. } => Some(*by),
+            Self::Aborted { by } => *by,
             _ => None,
         }
     }
@@ -201,8 +205,8 @@ pub fn check_form(raw: RawTransaction, rules: &Rules) -> Result<Transaction, Rej
 /// Applies the rules that need the ledger, from `Aborted` to `FeeTooLow`; gives the fee.
 pub fn check_ledger(transaction: &Transaction, rules: &Rules, view: &impl View) -> Result<Amount, Rejection> {
     let txid = transaction.txid();
-    if view.is_dead(&txid) {
-        return Err(Rejection::Aborted);
+    if let Some(dead) = view.dead(&txid) {
+        return Err(Rejection::Aborted { by: dead.by });
     }
     let mut spent = Vec::with_capacity(transaction.inputs().len());
     for outpoint in transaction.spends() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::block::CheckedBlock;
 use super::certificate::CheckedCertificate;
 use super::machine::{Event, Source};
 use super::validate::SignedTransaction;
@@ -58,7 +59,7 @@ impl<T: Signed> Verified<T> {
     }
 }
 
-/// What comes from outside under signatures: the three kinds, for checking them together.
+/// What comes from outside under signatures: all kinds, for checking them together.
 #[derive(Debug, Clone)]
 pub enum Signable {
     /// A transaction, signed by the owners of its inputs.
@@ -67,6 +68,8 @@ pub enum Signable {
     Votes(MemberBatch),
     /// Votes of a quorum.
     Certificate(CheckedCertificate),
+    /// Decided blocks, in order of height.
+    Blocks(Vec<CheckedBlock>),
 }
 
 impl Signed for Signable {
@@ -75,18 +78,24 @@ impl Signed for Signable {
             Self::Transaction(transaction) => transaction.signature_items(),
             Self::Votes(batch) => batch.signature_items(),
             Self::Certificate(certificate) => certificate.signature_items(),
+            Self::Blocks(blocks) => blocks.iter().flat_map(Signed::signature_items).collect(),
         }
     }
 }
 
 impl Verified<Signable> {
-    /// The event that it is to the machine; `source` says who sent a transaction.
-    pub fn into_event(self, source: Source) -> Event {
-        match self.0 {
+    /// The event that it is to the machine; `source` says who sent it. `None` for blocks
+    /// that no member sent.
+    pub fn into_event(self, source: Source) -> Option<Event> {
+        Some(match self.0 {
             Signable::Transaction(transaction) => Event::Transaction { transaction: Verified(transaction), source },
             Signable::Votes(batch) => Event::Votes(Arc::new(Verified(batch))),
             Signable::Certificate(certificate) => Event::Certificate(Verified(certificate)),
-        }
+            Signable::Blocks(blocks) => {
+                let Source::Member(from) = source else { return None };
+                Event::Blocks { from, blocks: blocks.iter().map(|block| Arc::clone(block.decided())).collect() }
+            }
+        })
     }
 }
 

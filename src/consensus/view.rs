@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::agreement::AgreementRecord;
 use super::certificate::Certificate;
+use super::chain::ChainTip;
 use super::vote::{Vote, VoteKind};
-use crate::types::{Amount, OutPoint, Output, Transaction, Txid, UTXOState, UnixSeconds};
+use crate::types::{
+    Amount, BlockHash, DecidedBlock, Height, OutPoint, Output, Transaction, Txid, UTXOState, UnixSeconds,
+};
 
 /// An output and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +27,19 @@ pub struct Utxo {
 pub struct Settled {
     /// When this node learned that it is final.
     pub finalized_at: UnixSeconds,
-    /// How many members committed to it.
+    /// How many members committed to it, as far as this node knew then.
     pub votes: u32,
     /// The fee that it left.
     pub fee: Amount,
+}
+
+/// What is remembered of a transaction that died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dead {
+    /// A transaction that it contradicted: the winner, where there is one.
+    pub by: Option<Txid>,
+    /// The block that killed it.
+    pub height: Height,
 }
 
 /// The durable ledger as the core sees it. Reading cannot fail: a store that meets an
@@ -36,8 +49,16 @@ pub trait View {
     fn utxo(&self, outpoint: &OutPoint) -> Option<Utxo>;
     /// The record of a final transaction.
     fn settled(&self, txid: &Txid) -> Option<Settled>;
-    /// Whether the transaction is dead.
-    fn is_dead(&self, txid: &Txid) -> bool;
+    /// The body of a final transaction.
+    fn body(&self, txid: &Txid) -> Option<Arc<Transaction>>;
+    /// The block that contains a transaction.
+    fn confirmed(&self, txid: &Txid) -> Option<Height>;
+    /// How a transaction died, if it did.
+    fn dead(&self, txid: &Txid) -> Option<Dead>;
+    /// Whether a transaction is dead.
+    fn is_dead(&self, txid: &Txid) -> bool {
+        self.dead(txid).is_some()
+    }
 }
 
 /// A transaction in flight: known here, neither settled nor dead, and worth keeping
@@ -65,6 +86,22 @@ pub struct Transition {
     pub timestamp: UnixSeconds,
 }
 
+/// An entry of the change log; each has its own sequence number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogEntry {
+    /// An output took a step.
+    Transition(Transition),
+    /// A block was executed.
+    Block {
+        /// Its height.
+        height: Height,
+        /// Its hash.
+        block_hash: BlockHash,
+        /// Its timestamp.
+        timestamp_ms: u64,
+    },
+}
+
 /// A final transaction, as it is written.
 #[derive(Debug, Clone)]
 pub struct Finalized {
@@ -72,8 +109,8 @@ pub struct Finalized {
     pub transaction: Arc<Transaction>,
     /// The summary.
     pub settled: Settled,
-    /// The finality proof, F(T).
-    pub certificate: Arc<Certificate>,
+    /// The finality proof, F(T); `None` where a block settled it.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// Everything that one atomic commit writes.
@@ -81,8 +118,8 @@ pub struct Finalized {
 pub struct Changes {
     /// The last state of each output that changed.
     pub utxos: BTreeMap<OutPoint, Utxo>,
-    /// Every step, in order: the change log's next entries.
-    pub transitions: Vec<Transition>,
+    /// Every step and block, in order: the change log's next entries.
+    pub log: Vec<LogEntry>,
     /// Transactions that came into flight, changed, or (`None`) left it.
     pub in_flight: BTreeMap<Txid, Option<InFlight>>,
     /// This member's new votes, in order.
@@ -91,29 +128,38 @@ pub struct Changes {
     pub certificates: BTreeMap<(Txid, VoteKind), Arc<Certificate>>,
     /// Transactions that became final.
     pub finalized: BTreeMap<Txid, Finalized>,
+    /// Transactions that a block contains now.
+    pub confirmed: BTreeMap<Txid, Height>,
+    /// Transactions that died.
+    pub dead: BTreeMap<Txid, Dead>,
+    /// Blocks that were executed, in order.
+    pub blocks: Vec<(BlockHash, Arc<DecidedBlock>)>,
+    /// The chain after the last of them.
+    pub tip: Option<ChainTip>,
+    /// The next entries of the agreement's write-ahead log. Those of a height go when its
+    /// block has been executed.
+    pub agreement: Vec<(Height, AgreementRecord)>,
 }
 
 impl Changes {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.utxos.is_empty()
-            && self.transitions.is_empty()
+            && self.log.is_empty()
             && self.in_flight.is_empty()
             && self.votes.is_empty()
             && self.certificates.is_empty()
             && self.finalized.is_empty()
+            && self.dead.is_empty()
+            && self.blocks.is_empty()
+            && self.agreement.is_empty()
     }
 
     /// Moves an output on and writes the step down.
     pub(super) fn transition(&mut self, outpoint: OutPoint, old: Option<UTXOState>, new: Utxo, timestamp: UnixSeconds) {
         self.utxos.insert(outpoint, new);
-        self.transitions.push(Transition {
-            outpoint,
-            output: new.output,
-            old_state: old,
-            new_state: new.state,
-            timestamp,
-        });
+        let step = Transition { outpoint, output: new.output, old_state: old, new_state: new.state, timestamp };
+        self.log.push(LogEntry::Transition(step));
     }
 }
 
@@ -132,7 +178,15 @@ impl<V: View> View for Overlay<'_, V> {
         self.changes.finalized.get(txid).map(|f| f.settled).or_else(|| self.base.settled(txid))
     }
 
-    fn is_dead(&self, txid: &Txid) -> bool {
-        self.base.is_dead(txid)
+    fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.changes.finalized.get(txid).map(|f| Arc::clone(&f.transaction)).or_else(|| self.base.body(txid))
+    }
+
+    fn confirmed(&self, txid: &Txid) -> Option<Height> {
+        self.changes.confirmed.get(txid).copied().or_else(|| self.base.confirmed(txid))
+    }
+
+    fn dead(&self, txid: &Txid) -> Option<Dead> {
+        self.changes.dead.get(txid).copied().or_else(|| self.base.dead(txid))
     }
 }

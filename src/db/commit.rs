@@ -9,13 +9,13 @@ use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
 use super::guard::Stamp;
 use super::schema::{
-    LogEntry, StoredFinal, StoredInFlight, StoredTransaction, Subscription, SubscriptionKey, TreeId, address_key,
-    certificate_key, meta, outpoint_key,
+    StoredFinal, StoredInFlight, StoredTip, StoredTransaction, Subscription, SubscriptionKey, TreeId, address_key,
+    agreement_key, certificate_key, meta, outpoint_key,
 };
 use super::store::{Database, DurableHead};
-use crate::consensus::{Changes, Suspension, Vote, VoteKind};
+use crate::consensus::{Changes, LogEntry, Suspension, Vote, VoteKind};
 use crate::limits::MAX_ROW_BYTES;
-use crate::types::Txid;
+use crate::types::{Txid, UTXOState};
 
 /// Something that may leave the node: the commit that records it is on the platter.
 ///
@@ -113,6 +113,57 @@ impl VoteRows {
     }
 }
 
+/// Where the log says that something became final which no block contains yet.
+#[derive(Debug, Default)]
+pub(super) struct UnconfirmedRows {
+    by_sequence: BTreeMap<u64, Txid>,
+    by_txid: HashMap<Txid, u64>,
+}
+
+impl UnconfirmedRows {
+    pub(super) fn add(&mut self, sequence: u64, txid: Txid) {
+        if let std::collections::hash_map::Entry::Vacant(place) = self.by_txid.entry(txid) {
+            place.insert(sequence);
+            self.by_sequence.insert(sequence, txid);
+        }
+    }
+
+    /// Takes in a commit whose first log entry has this number.
+    fn follow(&mut self, changes: &Changes, first: u64) {
+        for (sequence, entry) in (first..).zip(&changes.log) {
+            if let Some(txid) = finalized_by(entry) {
+                self.add(sequence, txid);
+            }
+        }
+        for txid in changes.confirmed.keys() {
+            if let Some(sequence) = self.by_txid.remove(txid) {
+                self.by_sequence.remove(&sequence);
+            }
+        }
+    }
+
+    /// The first of them.
+    fn first(&self) -> Option<u64> {
+        self.by_sequence.keys().next().copied()
+    }
+
+    /// All, in the order in which they became final.
+    pub(super) fn txids(&self) -> Vec<Txid> {
+        self.by_sequence.values().copied().collect()
+    }
+}
+
+/// The transaction that an entry of the log says to be final.
+pub(super) fn finalized_by(entry: &LogEntry) -> Option<Txid> {
+    match entry {
+        LogEntry::Transition(step) => match step.new_state {
+            UTXOState::SpentFinalized { txid, .. } => Some(txid),
+            _ => None,
+        },
+        LogEntry::Block { .. } => None,
+    }
+}
+
 impl Database {
     /// Writes a batch atomically and makes it durable; then, and only then, `outgoing`
     /// may leave. An error leaves the database unusable: stop the node and recover.
@@ -122,7 +173,7 @@ impl Database {
         }
         let next_commit = self.head.commit + 1;
         let mut rows = self.rows_of(&batch, next_commit)?;
-        let sequence = self.head.sequence + batch.changes.transitions.len() as u64;
+        let sequence = self.head.sequence + batch.changes.log.len() as u64;
         let head = self.head.next(&rows_digest(&rows), sequence);
         rows.push(RowChange {
             tree: TreeId::Meta,
@@ -135,13 +186,14 @@ impl Database {
         self.file.sync_data().map_err(DatabaseError::io("syncing the database"))?;
         self.guard.write(Stamp { commit: head.commit, digest: head.digest })?;
         self.head = head;
-        self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence });
+        let height = batch.changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
+        self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height });
         Ok(Durable::new(outgoing))
     }
 
     fn rows_of(&mut self, batch: &CommitBatch, commit: u64) -> Result<Vec<RowChange>, DatabaseError> {
         let changes = &batch.changes;
-        let mut rows = Vec::with_capacity(8 + 2 * changes.transitions.len());
+        let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
         for (outpoint, utxo) in &changes.utxos {
             let value = Some(encode(TreeId::Utxos, utxo)?);
             rows.push(RowChange { tree: TreeId::Utxos, key: outpoint_key(outpoint).to_vec(), value });
@@ -149,21 +201,13 @@ impl Database {
         address_rows(&mut rows, changes);
         self.in_flight_rows(&mut rows, changes)?;
         self.vote_rows(&mut rows, changes, commit)?;
-        for ((txid, kind), certificate) in &changes.certificates {
-            // If T is final in the same commit, F takes the slot.
-            if *kind == VoteKind::Abort || !changes.finalized.contains_key(txid) {
-                put_record(&mut rows, TreeId::Certificates, &certificate_key(txid, *kind), certificate.as_ref())?;
-            }
-        }
+        self.certificate_rows(&mut rows, changes)?;
         for (txid, finalized) in &changes.finalized {
             let transaction = StoredTransaction::new(&finalized.transaction);
             let value = StoredFinal { transaction, settled: finalized.settled };
             put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &value)?;
-            let key = certificate_key(txid, VoteKind::Commit);
-            let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
-            remove_record(&mut rows, TreeId::Certificates, &key, old);
-            put_record(&mut rows, TreeId::Certificates, &key, finalized.certificate.as_ref())?;
         }
+        self.chain_rows(&mut rows, changes)?;
         log_rows(&mut rows, changes, self.head.sequence + 1)?;
         for (key, subscription) in &batch.subscriptions {
             let key = key.as_bytes();
@@ -178,6 +222,60 @@ impl Database {
             rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value });
         }
         Ok(rows)
+    }
+
+    /// C(T), F(T), A(T): the best one of each slot. What is final in this commit has F.
+    fn certificate_rows(&self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
+        let mut slots = BTreeMap::new();
+        for ((txid, kind), certificate) in &changes.certificates {
+            slots.insert(certificate_key(txid, *kind), certificate);
+        }
+        for (txid, finalized) in &changes.finalized {
+            if let Some(certificate) = &finalized.certificate {
+                slots.insert(certificate_key(txid, VoteKind::Commit), certificate);
+            }
+        }
+        for (key, certificate) in slots {
+            let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
+            remove_record(rows, TreeId::Certificates, &key, old);
+            put_record(rows, TreeId::Certificates, &key, certificate.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Blocks, what they did to transactions, the tip, and the agreement's log.
+    fn chain_rows(&mut self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
+        self.unconfirmed.follow(changes, self.head.sequence + 1);
+        for (txid, height) in &changes.confirmed {
+            let value = Some(encode(TreeId::Confirmed, height)?);
+            rows.push(RowChange { tree: TreeId::Confirmed, key: txid.as_bytes().to_vec(), value });
+        }
+        for (txid, dead) in &changes.dead {
+            let value = Some(encode(TreeId::Dead, dead)?);
+            rows.push(RowChange { tree: TreeId::Dead, key: txid.as_bytes().to_vec(), value });
+        }
+        for (_, decided) in &changes.blocks {
+            let key = decided.block.height.to_be_bytes();
+            put_record(rows, TreeId::Blocks, &key, decided.as_ref())?;
+        }
+        if let Some(tip) = &changes.tip {
+            let next = self.head.sequence + 1 + changes.log.len() as u64;
+            let stored = StoredTip::new(tip, self.unconfirmed.first().unwrap_or(next));
+            let value = Some(encode(TreeId::Meta, &stored)?);
+            rows.push(RowChange { tree: TreeId::Meta, key: meta::CHAIN.to_vec(), value });
+            for (key, parts) in std::mem::take(&mut self.agreement_rows) {
+                remove_record(rows, TreeId::Agreement, &key, parts);
+            }
+        }
+        let height = changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
+        for (_, record) in changes.agreement.iter().filter(|(at, _)| *at == height + 1) {
+            let index = u32::try_from(self.agreement_rows.len()).unwrap_or(u32::MAX);
+            let key = agreement_key(height + 1, index);
+            let before = rows.len();
+            put_record(rows, TreeId::Agreement, &key, record)?;
+            self.agreement_rows.push((key, u16::try_from(rows.len() - before).unwrap_or(u16::MAX)));
+        }
+        Ok(())
     }
 
     fn in_flight_rows(&self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
@@ -215,17 +313,13 @@ impl Database {
 /// The index has a row for each live output. What came and went in one commit has none.
 fn address_rows(rows: &mut Vec<RowChange>, changes: &Changes) {
     let mut index = BTreeMap::new();
-    for step in &changes.transitions {
+    for entry in &changes.log {
+        let LogEntry::Transition(step) = entry else { continue };
+        let was_live = step.old_state.is_some_and(|state| state.is_live());
         let key = address_key(&step.output.address, &step.outpoint);
-        let born_here = step.old_state.is_none();
-        match index.get(&key) {
-            None if born_here => index.insert(key, (true, true)),
-            None if !step.new_state.is_live() => index.insert(key, (false, false)),
-            Some((born, _)) if !step.new_state.is_live() => index.insert(key, (*born, false)),
-            _ => None,
-        };
+        index.entry(key).or_insert((was_live, false)).1 = step.new_state.is_live();
     }
-    let changed = index.into_iter().filter(|(_, (born, live))| born == live);
+    let changed = index.into_iter().filter(|(_, (before, after))| before != after);
     rows.extend(changed.map(|(key, (_, live))| RowChange {
         tree: TreeId::Addresses,
         key: key.to_vec(),
@@ -247,14 +341,13 @@ fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Res
         }
         Ok(())
     };
-    for transition in &changes.transitions {
-        let entry = LogEntry::Transition(*transition);
-        let size = bincode::serialized_size(&entry).map_err(|e| DatabaseError::corrupt("changes", e))?;
+    for entry in &changes.log {
+        let size = bincode::serialized_size(entry).map_err(|e| DatabaseError::corrupt("changes", e))?;
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         if bytes + size > MAX_ROW_BYTES {
             flush(&mut row, &mut bytes)?;
         }
-        row.push(entry);
+        row.push(*entry);
         bytes += size;
     }
     flush(&mut row, &mut bytes)

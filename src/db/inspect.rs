@@ -8,15 +8,28 @@ use super::DatabaseError;
 use super::codec::{decode, records};
 use super::recover::{offline_info, open_sled};
 use super::schema::{
-    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, TreeId, meta, parse_outpoint_key,
+    Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta, parse_outpoint_key,
 };
 use super::store::{Trees as StoreTrees, sequence_of};
-use crate::consensus::{Certificate, Utxo, Vote};
-use crate::types::{Address, Network, Transaction, Txid};
+use crate::consensus::{AgreementRecord, Certificate, Dead, LogEntry, Utxo, Vote};
+use crate::types::{Address, DecidedBlock, Height, Network, Transaction, Txid};
 
 /// The names of the trees, as `dump --tree` takes them.
-pub const TREE_NAMES: [&str; 9] =
-    ["meta", "utxos", "addresses", "locks", "votes", "certificates", "transactions", "changes", "subscriptions"];
+pub const TREE_NAMES: [&str; 13] = [
+    "meta",
+    "utxos",
+    "addresses",
+    "locks",
+    "votes",
+    "certificates",
+    "transactions",
+    "changes",
+    "subscriptions",
+    "blocks",
+    "confirmed",
+    "dead",
+    "agreement",
+];
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -72,6 +85,14 @@ impl Trees {
             })),
             TreeId::Votes => Box::new(record_rows::<Vec<Vote>>(tree, id, |votes| json!(votes))),
             TreeId::Certificates => Box::new(record_rows::<Certificate>(tree, id, |certificate| json!(certificate))),
+            TreeId::Blocks => Box::new(record_rows::<DecidedBlock>(tree, id, |decided| json!(decided))),
+            TreeId::Confirmed => Box::new(plain(tree, id, |key, value| {
+                Ok((hex::encode(key), json!(decode::<Height>(TreeId::Confirmed, value)?)))
+            })),
+            TreeId::Dead => Box::new(plain(tree, id, |key, value| {
+                Ok((hex::encode(key), json!(decode::<Dead>(TreeId::Dead, value)?)))
+            })),
+            TreeId::Agreement => Box::new(record_rows::<AgreementRecord>(tree, id, |record| json!(record))),
             TreeId::Subscriptions => Box::new(record_rows::<Subscription>(tree, id, |s| {
                 json!({
                     "subscriber_id": s.subscriber_id,
@@ -118,7 +139,11 @@ fn record_key(id: TreeId, key: &[u8]) -> String {
             let kind = if *slot == 3 { "abort" } else { "commit" };
             format!("{}:{kind}", Txid::from_bytes(*txid))
         }
-        (TreeId::Votes, _) => {
+        (TreeId::Agreement, _) if key.len() == 12 => {
+            let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
+            format!("{}/{}", number(&key[..8]), number(&key[8..]))
+        }
+        (TreeId::Votes | TreeId::Blocks, _) => {
             <[u8; 8]>::try_from(key).map_or_else(|_| hex::encode(key), |n| u64::from_be_bytes(n).to_string())
         }
         _ => hex::encode(key),
@@ -145,6 +170,18 @@ fn meta_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> 
                 "digest": hex::encode(head.digest),
                 "previous_digest": hex::encode(head.previous_digest),
                 "sequence": head.sequence,
+            })
+        }
+        meta::CHAIN => {
+            let stored = decode::<StoredTip>(id, value)?;
+            let tip = stored.tip()?;
+            json!({
+                "height": tip.height,
+                "hash": tip.hash,
+                "timestamp_ms": tip.timestamp_ms,
+                "supply": tip.supply,
+                "state_digest": tip.digest.digest(),
+                "unconfirmed_from": stored.unconfirmed_from,
             })
         }
         meta::SUSPENSION => json!(String::from_utf8_lossy(value)),

@@ -13,15 +13,19 @@
 //!
 //! | tree | key | value | what always holds |
 //! |---|---|---|---|
-//! | `meta` | name | `schema`, `network`, `head`, `suspension` | `head` is written by each commit and fits the guard |
+//! | `meta` | name | `schema`, `network`, `head`, `suspension`, `chain` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set |
 //! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions |
 //! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
 //! | `locks` | txid, part | body, `locked_at` | a row for each transaction in flight; with `locked_at`, all its inputs were locked for it |
 //! | `votes` | commit number, part | this member's votes of that commit | kept while one of its transactions is in flight |
 //! | `certificates` | txid, slot, part | C(T), then F(T) in slot 1; A(T) in slot 3 | a vote `Commit` has its certificate |
-//! | `transactions` | txid, part | body and [`Settled`] | a row for each final transaction, with F(T) beside it |
+//! | `transactions` | txid, part | body and [`Settled`] | a row for each settled transaction, with F(T) beside it until it is confirmed |
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
+//! | `blocks` | height, part | block and commit certificate | linked from 1 up to the tip |
+//! | `confirmed` | txid | height | a row for each transaction of each block |
+//! | `dead` | txid | [`Dead`] | what a block aborted, and what this node had in flight when a block contradicted it |
+//! | `agreement` | height, number, part | [`AgreementRecord`] | the write-ahead log of the height after the tip, in order |
 //!
 //! A guard file beside the database (see [`guard`]) says which commit was the last.
 
@@ -36,16 +40,19 @@ mod view;
 
 #[path = "../../migrations/m0001_initial.rs"]
 mod m0001_initial;
+#[path = "../../migrations/m0002_blocks.rs"]
+mod m0002_blocks;
 
+pub use crate::consensus::LogEntry;
 pub use commit::{CommitBatch, Durable};
 pub use inspect::{Row, TREE_NAMES, Trees as InspectTrees};
 pub use recover::{Opened, RecoveredState};
-pub use schema::{LogEntry, SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
+pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use view::LedgerView;
 
 #[cfg(doc)]
-use crate::consensus::{Settled, Utxo};
+use crate::consensus::{AgreementRecord, Dead, Settled, Utxo};
 
 /// Why the database cannot go on. The first of these stops the node.
 #[derive(Debug, thiserror::Error)]

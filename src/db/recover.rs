@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::DatabaseError;
 use super::codec::{decode, encode, records};
-use super::commit::VoteRows;
+use super::commit::{UnconfirmedRows, VoteRows};
 use super::guard::{Agreement, Guard, Stamp, compare, sync_directory};
-use super::schema::{Head, SCHEMA_VERSION, StoredInFlight, StoredNetwork, TreeId, meta};
+use super::schema::{Head, SCHEMA_VERSION, StoredInFlight, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Database, Shared, Trees};
-use crate::consensus::{Certificate, InFlight, Recovered, Suspension, Vote, VoteKind};
+use crate::consensus::{AgreementRecord, Certificate, ChainTip, InFlight, Recovered, Suspension, Vote, VoteKind};
 use crate::types::{Genesis, GenesisHash, Network, PublicKey, Txid};
 
 /// sled's directory inside the data directory.
@@ -28,12 +28,18 @@ pub struct Opened {
 }
 
 /// What a restart goes on with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RecoveredState {
     /// Every transaction in flight, with this member's votes and its certificates.
     pub in_flight: Vec<Recovered>,
     /// Why this member must not vote, if so.
     pub suspension: Option<Suspension>,
+    /// The chain.
+    pub tip: ChainTip,
+    /// What is final and not in the chain, in the order in which it became final.
+    pub unconfirmed: Vec<Txid>,
+    /// The agreement's write-ahead log of the height after the tip.
+    pub agreement: Vec<AgreementRecord>,
 }
 
 impl Database {
@@ -50,6 +56,7 @@ impl Database {
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
         schema_check(&trees)?;
+        migrate(&db, data_dir, &trees, genesis)?;
         let network = match read_meta::<StoredNetwork>(&trees, meta::NETWORK)? {
             Some(network) => network,
             None => initialise(&db, data_dir, &trees, genesis, public_key)?,
@@ -71,10 +78,36 @@ impl Database {
             .write(true)
             .open(sled_file(data_dir))
             .map_err(DatabaseError::io("opening the database's file"))?;
-        let shared = Arc::new(Shared::new(trees, network, &head));
-        let mut database = Self { db, file, guard, head, vote_rows, shared };
+        let stored_tip = read_meta::<StoredTip>(&trees, meta::CHAIN)?;
+        let stored_tip = stored_tip.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
+        let tip = stored_tip.tip()?;
+        let (log, agreement_rows) = read_agreement(&trees)?;
+        let shared = Arc::new(Shared::new(trees, network, &head, tip.height));
+        let unconfirmed = UnconfirmedRows::default();
+        let mut database = Self { db, file, guard, head, vote_rows, unconfirmed, agreement_rows, shared };
+        database.read_unconfirmed(stored_tip.unconfirmed_from)?;
+        let unconfirmed = database.unconfirmed.txids();
         let suspension = database.settle_guard(agreement)?;
-        Ok(Opened { database, recovered: RecoveredState { in_flight, suspension } })
+        let recovered = RecoveredState { in_flight, suspension, tip, unconfirmed, agreement: log };
+        Ok(Opened { database, recovered })
+    }
+
+    /// Finds what is final and not in the chain, by the log.
+    fn read_unconfirmed(&mut self, from: u64) -> Result<(), DatabaseError> {
+        let (reader, end) = (self.reader(), self.head.sequence);
+        let mut after = from.saturating_sub(1);
+        while after < end {
+            let entries = reader.changes(after, end, 4_096)?;
+            let Some((last, _)) = entries.last() else { break };
+            after = *last;
+            for (sequence, entry) in entries {
+                let Some(txid) = super::commit::finalized_by(&entry) else { continue };
+                if reader.confirmed(&txid)?.is_none() {
+                    self.unconfirmed.add(sequence, txid);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings the guard in step after a crash. A mismatch is written down first, so that
@@ -189,6 +222,27 @@ pub(super) fn schema_check(trees: &Trees) -> Result<Option<u32>, DatabaseError> 
     }
 }
 
+/// Brings an older schema up to this program's, one step after the other.
+fn migrate(db: &sled::Db, data_dir: &Path, trees: &Trees, genesis: &Genesis) -> Result<(), DatabaseError> {
+    let stored = read_meta::<StoredNetwork>(trees, meta::NETWORK)?;
+    // A new database is filled elsewhere; another network's is refused elsewhere.
+    if stored.is_none_or(|stored| stored.genesis_hash != genesis.hash()) {
+        return Ok(());
+    }
+    if read_meta::<u32>(trees, meta::SCHEMA)? == Some(1) {
+        tracing::info!("migrating the database to schema 2");
+        super::m0002_blocks::apply(db, genesis)?;
+        sync_sled(db, data_dir)?;
+    }
+    Ok(())
+}
+
+fn sync_sled(db: &sled::Db, data_dir: &Path) -> Result<(), DatabaseError> {
+    db.flush()?;
+    let file = OpenOptions::new().write(true).open(sled_file(data_dir));
+    file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing the database"))
+}
+
 /// Fills a new database: the first migration writes the genesis, then the stamp that says
 /// it is whole. Until that stamp is there, opening starts over.
 fn initialise(
@@ -200,17 +254,28 @@ fn initialise(
 ) -> Result<StoredNetwork, DatabaseError> {
     let network =
         StoredNetwork { network: genesis.network(), genesis_hash: genesis.hash(), public_key, log_id: rand::random() };
-    let sync = || {
-        db.flush()?;
-        let file = OpenOptions::new().write(true).open(sled_file(data_dir));
-        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing a new database"))
-    };
     super::m0001_initial::fill(db, genesis)?;
     // The stamp says that everything before it is there, so that has to be so first.
-    sync()?;
+    sync_sled(db, data_dir)?;
     super::m0001_initial::stamp(db, &encode(TreeId::Meta, &network)?)?;
-    sync()?;
+    sync_sled(db, data_dir)?;
+    migrate(db, data_dir, trees, genesis)?;
     read_meta(trees, meta::NETWORK)?.ok_or_else(|| DatabaseError::corrupt("meta", "no network after initialising"))
+}
+
+/// The agreement's log, and its rows.
+#[expect(clippy::type_complexity, reason = "both halves are used at once")]
+fn read_agreement(trees: &Trees) -> Result<(Vec<AgreementRecord>, Vec<([u8; 12], u16)>), DatabaseError> {
+    let (mut log, mut rows) = (Vec::new(), Vec::new());
+    let tree = trees.get(TreeId::Agreement);
+    for record in records::<AgreementRecord>(tree, TreeId::Agreement) {
+        let (key, record) = record?;
+        let parts = super::codec::record_parts(tree, TreeId::Agreement, &key)?;
+        let key = key.try_into().map_err(|_| DatabaseError::corrupt("agreement", "a key of the wrong length"))?;
+        log.push(record);
+        rows.push((key, parts));
+    }
+    Ok((log, rows))
 }
 
 fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseError> {

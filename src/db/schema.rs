@@ -2,14 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::consensus::{InFlight, Settled, Transition, VoteKind};
+use super::DatabaseError;
+use crate::consensus::{ChainTip, InFlight, Settled, VoteKind};
 use crate::types::{
-    Address, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
-    UnixSeconds, tagged_hash,
+    Address, Amount, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
+    UnixSeconds, UtxoDigest, tagged_hash,
 };
 
 /// The schema that this program writes. A database of an older one is migrated first.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The trees, by the index that commits use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +25,14 @@ pub(super) enum TreeId {
     Transactions,
     Changes,
     Subscriptions,
+    Blocks,
+    Confirmed,
+    Dead,
+    Agreement,
 }
 
 impl TreeId {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Meta,
         Self::Utxos,
         Self::Addresses,
@@ -37,6 +42,10 @@ impl TreeId {
         Self::Transactions,
         Self::Changes,
         Self::Subscriptions,
+        Self::Blocks,
+        Self::Confirmed,
+        Self::Dead,
+        Self::Agreement,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -50,6 +59,10 @@ impl TreeId {
             Self::Transactions => "transactions",
             Self::Changes => "changes",
             Self::Subscriptions => "subscriptions",
+            Self::Blocks => "blocks",
+            Self::Confirmed => "confirmed",
+            Self::Dead => "dead",
+            Self::Agreement => "agreement",
         }
     }
 }
@@ -60,6 +73,7 @@ pub(super) mod meta {
     pub(in crate::db) const NETWORK: &[u8] = b"network";
     pub(in crate::db) const HEAD: &[u8] = b"head";
     pub(in crate::db) const SUSPENSION: &[u8] = b"suspension";
+    pub(in crate::db) const CHAIN: &[u8] = b"chain";
 }
 
 /// Whose database it is: written once.
@@ -141,20 +155,41 @@ pub(super) struct StoredFinal {
     pub(super) settled: Settled,
 }
 
-/// An entry of the change log; each has its own sequence number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogEntry {
-    /// An output took a step.
-    Transition(Transition),
-    /// A block was executed.
-    Block {
-        /// Its height.
-        height: Height,
-        /// Its hash.
-        block_hash: BlockHash,
-        /// Its timestamp.
-        timestamp_ms: u64,
-    },
+/// The chain's tip, written by every block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredTip {
+    height: Height,
+    hash: BlockHash,
+    timestamp_ms: u64,
+    supply: Amount,
+    /// The sequence from which on the log may name what is final and not in the chain.
+    pub(super) unconfirmed_from: u64,
+    lanes: Vec<u16>,
+}
+
+impl StoredTip {
+    pub(super) fn new(tip: &ChainTip, unconfirmed_from: u64) -> Self {
+        Self {
+            height: tip.height,
+            hash: tip.hash,
+            timestamp_ms: tip.timestamp_ms,
+            supply: tip.supply,
+            unconfirmed_from,
+            lanes: tip.digest.lanes().to_vec(),
+        }
+    }
+
+    pub(super) fn tip(&self) -> Result<ChainTip, DatabaseError> {
+        let digest = UtxoDigest::from_lanes(&self.lanes);
+        let digest = digest.ok_or_else(|| DatabaseError::corrupt("meta", "a state digest of the wrong length"))?;
+        Ok(ChainTip {
+            height: self.height,
+            hash: self.hash,
+            timestamp_ms: self.timestamp_ms,
+            supply: self.supply,
+            digest,
+        })
+    }
 }
 
 /// A durable subscription: filters and who may use it. Its place in the log is the
@@ -219,5 +254,13 @@ pub(super) fn certificate_key(txid: &Txid, kind: VoteKind) -> [u8; 33] {
     let mut key = [0; 33];
     key[..32].copy_from_slice(txid.as_bytes());
     key[32] = certificate_slot(kind);
+    key
+}
+
+/// Entries of the write-ahead log sort by height, then in the order of writing.
+pub(super) fn agreement_key(height: Height, index: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&height.to_be_bytes());
+    key[8..].copy_from_slice(&index.to_be_bytes());
     key
 }

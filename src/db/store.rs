@@ -11,14 +11,14 @@ use tokio::sync::watch;
 
 use super::DatabaseError;
 use super::codec::{decode, get_record, record_parts, records};
-use super::commit::{Durable, VoteRows};
+use super::commit::{Durable, UnconfirmedRows, VoteRows, finalized_by};
 use super::guard::Guard;
 use super::schema::{
-    Head, LogEntry, StoredFinal, StoredInFlight, StoredNetwork, Subscription, SubscriptionKey, TreeId, certificate_key,
-    outpoint_key, parse_outpoint_key,
+    Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId,
+    certificate_key, meta, outpoint_key, parse_outpoint_key,
 };
-use crate::consensus::{Certificate, Settled, Transition, Utxo, VoteKind};
-use crate::types::{Address, Amount, OutPoint, Transaction, Txid, UtxoEntry};
+use crate::consensus::{Certificate, ChainTip, Dead, LogEntry, Settled, Transition, Utxo, VoteKind};
+use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UtxoEntry};
 
 /// The trees, in the order of [`TreeId`].
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct DurableHead {
     pub commit: u64,
     /// The last durable sequence of the change log.
     pub sequence: u64,
+    /// The height of the last durable block.
+    pub height: Height,
 }
 
 /// What the writer and the readers share.
@@ -63,8 +65,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(trees: Trees, network: StoredNetwork, head: &Head) -> Self {
-        let durable = DurableHead { commit: head.commit, sequence: head.sequence };
+    pub(super) fn new(trees: Trees, network: StoredNetwork, head: &Head, height: Height) -> Self {
+        let durable = DurableHead { commit: head.commit, sequence: head.sequence, height };
         Self {
             trees,
             applied: AtomicU64::new(head.commit),
@@ -84,6 +86,10 @@ impl Shared {
         *self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner) = head.commit;
         self.became_durable.notify_all();
         self.durable.send_replace(head);
+    }
+
+    pub(super) fn durable_height(&self) -> Height {
+        self.durable.borrow().height
     }
 
     /// Nothing more will become durable: those that wait for it wait in vain.
@@ -124,6 +130,9 @@ pub struct Database {
     pub(super) guard: Guard,
     pub(super) head: Head,
     pub(super) vote_rows: VoteRows,
+    pub(super) unconfirmed: UnconfirmedRows,
+    /// The rows of the agreement's log, with their parts.
+    pub(super) agreement_rows: Vec<([u8; 12], u16)>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -249,6 +258,53 @@ impl Reader {
     /// F(T), else C(T) (`Commit`, `Approve`), or A(T) (`Abort`).
     pub fn certificate(&self, txid: &Txid, kind: VoteKind) -> Result<Option<Certificate>, DatabaseError> {
         get_record(self.tree(TreeId::Certificates), TreeId::Certificates, &certificate_key(txid, kind))
+    }
+
+    /// The height of the block that contains a transaction.
+    pub fn confirmed(&self, txid: &Txid) -> Result<Option<Height>, DatabaseError> {
+        let row = self.tree(TreeId::Confirmed).get(txid.as_bytes())?;
+        row.map(|row| decode(TreeId::Confirmed, &row)).transpose()
+    }
+
+    /// How a transaction died.
+    pub fn dead(&self, txid: &Txid) -> Result<Option<Dead>, DatabaseError> {
+        let row = self.tree(TreeId::Dead).get(txid.as_bytes())?;
+        row.map(|row| decode(TreeId::Dead, &row)).transpose()
+    }
+
+    /// A block with the proof that it was decided.
+    pub fn block(&self, height: Height) -> Result<Option<DecidedBlock>, DatabaseError> {
+        get_record(self.tree(TreeId::Blocks), TreeId::Blocks, &height.to_be_bytes())
+    }
+
+    fn stored_tip(&self) -> Result<StoredTip, DatabaseError> {
+        let row = self.tree(TreeId::Meta).get(meta::CHAIN)?;
+        let row = row.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
+        decode(TreeId::Meta, &row)
+    }
+
+    /// The chain's tip. Read while commits go on, it may not be durable yet.
+    pub fn tip(&self) -> Result<ChainTip, DatabaseError> {
+        self.stored_tip()?.tip()
+    }
+
+    /// The sequence from which on the log may name what is final and not in the chain.
+    pub fn unconfirmed_from(&self) -> Result<u64, DatabaseError> {
+        Ok(self.stored_tip()?.unconfirmed_from)
+    }
+
+    /// What the log says to be final after `after`, up to `up_to`, and no block contains:
+    /// up to `limit` entries of the log, and the last of them.
+    pub fn unconfirmed(&self, after: u64, up_to: u64, limit: usize) -> Result<(Vec<Txid>, u64), DatabaseError> {
+        let (mut found, mut last) = (Vec::new(), after);
+        for (sequence, entry) in self.changes(after, up_to, limit)? {
+            last = sequence;
+            let Some(txid) = finalized_by(&entry).filter(|txid| found.last() != Some(txid)) else { continue };
+            if self.confirmed(&txid)?.is_none() {
+                found.push(txid);
+            }
+        }
+        Ok((found, last))
     }
 
     /// A subscription.

@@ -1,11 +1,12 @@
 //! The ledger thread's view: reads cannot fail, errors latch.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use super::DatabaseError;
 use super::store::Reader;
-use crate::consensus::{Settled, Utxo, View};
-use crate::types::{OutPoint, Txid};
+use crate::consensus::{Dead, Settled, Utxo, View};
+use crate::types::{Height, OutPoint, Transaction, Txid};
 
 /// The durable ledger as the core reads it, for one batch.
 ///
@@ -49,8 +50,15 @@ impl View for LedgerView<'_> {
         self.latch(|| self.reader.settled(txid))
     }
 
-    /// Nothing dies before blocks exist.
-    fn is_dead(&self, _: &Txid) -> bool {
-        false
+    fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.latch(|| Ok(self.reader.finalized(txid)?.map(|(transaction, _)| Arc::new(transaction))))
+    }
+
+    fn confirmed(&self, txid: &Txid) -> Option<Height> {
+        self.latch(|| self.reader.confirmed(txid))
+    }
+
+    fn dead(&self, txid: &Txid) -> Option<Dead> {
+        self.latch(|| self.reader.dead(txid))
     }
 }

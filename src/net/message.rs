@@ -10,11 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Hello;
-use crate::consensus::{Certificate, Rejection, VoteBatch};
+use crate::consensus::{Certificate, ConsensusMessage, Rejection, VoteBatch};
 use crate::limits::MAX_TEXT;
 use crate::types::{
-    Amount, Block, BlockHash, CommitVote, Height, OutPoint, Output, RawTransaction, Signature, Txid, UTXOState,
-    UnixSeconds, UtxoEntry,
+    Amount, BlockHash, DecidedBlock, Height, OutPoint, Output, RawTransaction, Signature, Txid, UTXOState, UnixSeconds,
+    UtxoEntry,
 };
 
 /// A text that a request carries and its answer repeats.
@@ -47,6 +47,8 @@ pub enum NetworkMessage {
     GetBlocks(GetBlocks),
     /// Decided blocks with their commit certificates.
     Blocks(Blocks),
+    /// Proposals and votes about the next block.
+    Consensus(Arc<ConsensusMessage>),
     /// Are you there?
     Ping(Nonce),
     /// I am.
@@ -83,7 +85,7 @@ pub enum NetworkMessage {
 
 impl NetworkMessage {
     /// The tags of all messages.
-    pub const NAMES: [&'static str; 28] = [
+    pub const NAMES: [&'static str; 29] = [
         "Hello",
         "Authenticate",
         "TransactionBroadcast",
@@ -96,6 +98,7 @@ impl NetworkMessage {
         "Status",
         "GetBlocks",
         "Blocks",
+        "Consensus",
         "Ping",
         "Pong",
         "Error",
@@ -205,15 +208,6 @@ pub struct GetBlocks {
     pub from_height: Height,
     /// Blocks at most.
     pub limit: u32,
-}
-
-/// A block and the proof that it was decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DecidedBlock {
-    /// The block.
-    pub block: Block,
-    /// Precommits of a quorum.
-    pub certificate: CommitVote,
 }
 
 /// Decided blocks in order of height.

@@ -440,6 +440,13 @@ impl PeerManager {
         }
     }
 
+    /// Ends the connection to a member; it is dialled again later.
+    pub fn disconnect_member(&self, member: MemberIndex) {
+        if let Some(link) = self.registry().members.get(&member) {
+            link.connection.close(None);
+        }
+    }
+
     /// Queues a notification for all connected masternodes.
     pub fn broadcast_utxo_notification(&self, notification: UTXOStateNotificationMessage) {
         self.broadcast(&encode(&NetworkMessage::UTXOStateNotification(notification), None));

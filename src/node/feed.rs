@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::touched::{Touched, TouchedBlocks};
 use crate::db::{ChangeEvents, DatabaseError, LogEntry, Reader, Subscription, SubscriptionKey};
 use crate::limits::{FEED_QUEUE, FEED_READ};
 use crate::net::{
@@ -24,24 +25,33 @@ use crate::net::{
 use crate::types::{Address, OutPoint};
 
 /// A change with its number; its JSON is made once, by whoever needs it first.
+/// Of a block each subscription hears its own part.
 #[derive(Debug)]
 struct Change {
     sequence: u64,
     entry: LogEntry,
+    touched: Option<Arc<Touched>>,
     json: OnceLock<Bytes>,
 }
 
 impl Change {
-    const fn new(sequence: u64, entry: LogEntry) -> Self {
-        Self { sequence, entry, json: OnceLock::new() }
-    }
-
-    fn json(&self, originator: &str) -> Bytes {
-        self.json.get_or_init(|| encode(&notification(self.sequence, &self.entry, originator), None)).clone()
+    fn json(&self, originator: &str, filter: &Filter) -> Bytes {
+        match &self.touched {
+            Some(touched) => encode(&notification(self.sequence, &self.entry, originator, touched.of(filter)), None),
+            None => {
+                let shared = || encode(&notification(self.sequence, &self.entry, originator, Vec::new()), None);
+                self.json.get_or_init(shared).clone()
+            }
+        }
     }
 }
 
-fn notification(sequence: u64, entry: &LogEntry, originator: &str) -> NetworkMessage {
+fn notification(
+    sequence: u64,
+    entry: &LogEntry,
+    originator: &str,
+    transactions: Vec<crate::types::Txid>,
+) -> NetworkMessage {
     match *entry {
         LogEntry::Transition(step) => NetworkMessage::UTXOStateNotification(UTXOStateNotificationMessage {
             sequence,
@@ -59,7 +69,7 @@ fn notification(sequence: u64, entry: &LogEntry, originator: &str) -> NetworkMes
             height,
             block_hash,
             timestamp_ms,
-            transactions: Vec::new(),
+            transactions,
         }),
     }
 }
@@ -77,6 +87,14 @@ impl Filter {
             addresses: subscription.addresses.iter().copied().collect(),
             outpoints: subscription.outpoints.iter().copied().collect(),
         }
+    }
+
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.addresses.iter()
+    }
+
+    pub(super) fn outpoints(&self) -> impl Iterator<Item = &OutPoint> {
+        self.outpoints.iter()
     }
 
     fn matches(&self, entry: &LogEntry) -> bool {
@@ -140,6 +158,7 @@ pub(super) struct Feed {
     reader: Reader,
     originator: String,
     state: Mutex<FeedState>,
+    touched: Arc<TouchedBlocks>,
     woken: Notify,
     stopping: AtomicBool,
     delivered: AtomicU64,
@@ -155,6 +174,7 @@ impl Feed {
             reader,
             originator,
             state: Mutex::new(state),
+            touched: Arc::default(),
             woken: Notify::new(),
             stopping: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
@@ -219,16 +239,21 @@ impl Feed {
 
     async fn publish(&self, up_to: u64) -> Result<(), DatabaseError> {
         let position = self.state().position;
-        let entries = self.read(position, up_to).await?;
+        let anybody = !self.state().sessions.is_empty();
+        let changes = self.read(position, up_to, anybody).await?;
         let mut state = self.state();
         let state = &mut *state;
-        for (sequence, entry) in entries {
-            state.position = sequence;
-            let interested = state.interested(&entry);
+        if !anybody && !state.live.is_empty() {
+            // Somebody came meanwhile, and wants to know what is in the blocks.
+            return Ok(());
+        }
+        for change in changes {
+            state.position = change.sequence;
+            let interested = state.interested(&change.entry);
             if interested.is_empty() {
                 continue;
             }
-            let change = Arc::new(Change::new(sequence, entry));
+            let change = Arc::new(change);
             for key in interested {
                 let overflowed =
                     state.live.get(&key).is_some_and(|live| live.queue.try_send(Arc::clone(&change)).is_err());
@@ -240,9 +265,19 @@ impl Feed {
         Ok(())
     }
 
-    async fn read(&self, after: u64, up_to: u64) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
+    /// Reads the log; `with_blocks` also what blocks contain.
+    async fn read(&self, after: u64, up_to: u64, with_blocks: bool) -> Result<Vec<Change>, DatabaseError> {
+        let (reader, touched) = (self.reader.clone(), Arc::clone(&self.touched));
+        let change = move |(sequence, entry)| {
+            let touched = match entry {
+                LogEntry::Block { height, .. } if with_blocks => Some(touched.of_block(&reader, height)?),
+                _ => None,
+            };
+            Ok(Change { sequence, entry, touched, json: OnceLock::new() })
+        };
         let reader = self.reader.clone();
-        let read = tokio::task::spawn_blocking(move || reader.changes(after, up_to, FEED_READ)).await;
+        let read = move || reader.changes(after, up_to, FEED_READ)?.into_iter().map(change).collect();
+        let read = tokio::task::spawn_blocking(read).await;
         read.map_err(|error| DatabaseError::Io {
             what: "reading the change log",
             source: std::io::Error::other(error),
@@ -432,17 +467,16 @@ impl Stream<'_> {
 
     async fn catch_up(&self, mut cursor: u64, up_to: u64) -> Result<u64, Closed> {
         while cursor < up_to {
-            let entries = self.feed.read(cursor, up_to).await.map_err(|error| {
+            let changes = self.feed.read(cursor, up_to, true).await.map_err(|error| {
                 tracing::error!(%error, "a subscription cannot read the change log");
                 let error = ErrorMessage::new(ErrorCode::Internal, "the node could not read its change log");
                 self.connection.close_with(&error);
                 Closed
             })?;
-            let Some((last, _)) = entries.last() else { return Ok(up_to) };
-            let last = *last;
-            for (sequence, entry) in entries {
-                if self.filter.matches(&entry) {
-                    self.send(&Change::new(sequence, entry)).await?;
+            let Some(last) = changes.last().map(|change| change.sequence) else { return Ok(up_to) };
+            for change in changes {
+                if self.filter.matches(&change.entry) {
+                    self.send(&change).await?;
                 }
             }
             cursor = last;
@@ -451,7 +485,7 @@ impl Stream<'_> {
     }
 
     async fn send(&self, change: &Change) -> Result<(), Closed> {
-        self.connection.send(change.json(&self.feed.originator)).await?;
+        self.connection.send(change.json(&self.feed.originator, &self.filter)).await?;
         self.feed.delivered.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

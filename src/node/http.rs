@@ -152,7 +152,7 @@ fn status(observed: &Observed) -> NodeStatus {
             Voting::Observer => "Observer".into(),
             Voting::Suspended(reason) => format!("Suspended: {reason}"),
         },
-        height: 0,
+        height: head.height,
         peers: observed.peers.connected_members().into_iter().map(|m| members.member(m).id.clone()).collect(),
         masternodes: members.members().len(),
         connections: observed.peers.connection_count(),
@@ -195,6 +195,8 @@ fn metrics(observed: &Observed) -> String {
         "The last durable sequence of the change log",
         ledger.reader().durable_head().sequence,
     );
+    gauge("chain_height", "The height of the last block", ledger.reader().durable_head().height);
+    gauge("chain_goal", "The height of the chain, as far as members say", health.goal());
     gauge("ready", "Whether the node is ready", u64::from(not_ready(&observed.handler, &observed.peers).is_empty()));
     gauge("voting", "Whether the node votes", u64::from(health.voting() == Voting::Active));
     gauge("database_bytes", "Bytes of the database on disk", ledger.reader().size_on_disk(ledger.data_dir()));
@@ -209,6 +211,7 @@ fn metrics(observed: &Observed) -> String {
         registry.register(name, help, counter);
     };
     counter("finalized", "Transactions that became final", health.finalized.load(Relaxed));
+    counter("equivocations", "Heights at which a member said two things at once", health.equivocations.load(Relaxed));
     counter("votes", "Votes that this node cast", health.votes.load(Relaxed));
     counter("commits", "Durable commits", health.commits.load(Relaxed));
     counter("commit_microseconds", "Time spent in durable commits", health.commit_micros.load(Relaxed));

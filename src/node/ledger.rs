@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::outbox::Outbox;
 use crate::consensus::{
-    Action, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified, Vote,
-    Voting, sign_batch,
+    Action, Ballot, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified,
+    Vote, Voting, sign_batch,
 };
 use crate::db::{
     ChangeEvents, CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription,
@@ -29,7 +29,7 @@ use crate::db::{
 use crate::limits::{
     LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
 };
-use crate::types::{Genesis, SecretKey, Transaction, Txid, UnixSeconds};
+use crate::types::{Genesis, Height, SecretKey, Transaction, Txid, UnixSeconds};
 
 /// What a ledger is opened with.
 #[derive(Debug)]
@@ -130,6 +130,10 @@ pub struct LedgerHealth {
     pub(super) votes: AtomicU64,
     pub(super) commit_micros: AtomicU64,
     pub(super) last_commit: AtomicI64,
+    pub(super) equivocations: AtomicU64,
+    height: AtomicU64,
+    goal: AtomicU64,
+    behind: AtomicBool,
     voting: Mutex<Voting>,
     stopped: watch::Sender<Option<Result<(), String>>>,
 }
@@ -143,6 +147,10 @@ impl LedgerHealth {
             votes: AtomicU64::new(0),
             commit_micros: AtomicU64::new(0),
             last_commit: AtomicI64::new(0),
+            equivocations: AtomicU64::new(0),
+            height: AtomicU64::new(0),
+            goal: AtomicU64::new(0),
+            behind: AtomicBool::new(voting == Voting::Observer),
             voting: Mutex::new(voting),
             stopped: watch::Sender::new(None),
         }
@@ -156,6 +164,21 @@ impl LedgerHealth {
     /// Transactions in flight here.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The height of this node's chain.
+    pub fn height(&self) -> Height {
+        self.height.load(Ordering::Relaxed)
+    }
+
+    /// The height up to which there is a chain, as far as members say.
+    pub fn goal(&self) -> Height {
+        self.goal.load(Ordering::Relaxed)
+    }
+
+    /// Whether blocks are missing here, as far as this node knows.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
     }
 
     /// Something without which the node must not go on has failed.
@@ -204,6 +227,7 @@ struct Waiting {
     database: Database,
     machine: Machine,
     key: Option<SecretKey>,
+    ballot: Option<Ballot>,
     queues: Queues,
 }
 
@@ -226,18 +250,22 @@ impl UTXOStateManager {
             machine.suspend(reason);
         }
         let in_flight = recovered.in_flight.len();
-        machine.recover(recovered.in_flight, Now { ms: 0, unix: unix_now() });
+        let height = recovered.tip.height;
+        machine.follow_from(recovered.tip, recovered.unconfirmed, config.genesis.block_interval_ms());
+        machine.recover(recovered.in_flight, now_at(0));
+        let ballot = config.key.clone().map(|key| Ballot { key, log: recovered.agreement });
         if in_flight > 0 {
             tracing::info!(in_flight, "recovered transactions in flight, with their locks and votes");
         }
         let health = Arc::new(LedgerHealth::new(machine.voting()));
+        health.height.store(height, Ordering::Relaxed);
         let reader = database.reader();
         // Never full but for what `tell` adds: the rest holds permits, of which there are fewer.
         let (wallets, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
         let (members, from_members) = crossbeam_channel::bounded(2 * VERIFY_QUEUE);
         let inputs = Inputs { members, wallets };
         let queues = Queues { members: from_members, wallets: from_wallets };
-        let waiting = Waiting { database, machine, key: config.key, queues };
+        let waiting = Waiting { database, machine, key: config.key, ballot, queues };
         Ok(Self {
             id: config.id,
             rules,
@@ -307,12 +335,14 @@ impl UTXOStateManager {
     /// Starts the ledger thread; what may leave goes to `outbox`.
     pub(super) fn start(&self, outbox: Outbox) -> std::io::Result<()> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Waiting { database, machine, key, queues }) = waiting else { return Ok(()) };
+        let Some(Waiting { database, machine, key, ballot, queues }) = waiting else { return Ok(()) };
         let ledger = Ledger {
             reader: database.reader(),
             database,
             machine,
             key,
+            ballot,
+            more: false,
             committee: Arc::clone(&self.committee),
             queues,
             outbox,
@@ -357,6 +387,16 @@ pub(super) fn unix_now() -> UnixSeconds {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
+/// The time, when the monotonic clock shows so many milliseconds.
+fn now_at(ms: u64) -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now {
+        ms,
+        unix: i64::try_from(unix.as_secs()).unwrap_or(i64::MAX),
+        unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
 /// Why the ledger thread ends although nobody asked it to.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
@@ -381,6 +421,10 @@ struct Ledger {
     reader: Reader,
     machine: Machine,
     key: Option<SecretKey>,
+    /// What the agreement on blocks begins with, until it has begun.
+    ballot: Option<Ballot>,
+    /// The last batch left something to do at once.
+    more: bool,
     committee: Arc<Committee>,
     queues: Queues,
     outbox: Outbox,
@@ -409,13 +453,13 @@ impl Ledger {
     }
 
     fn now(&self) -> Now {
-        Now { ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), unix: unix_now() }
+        now_at(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Waits for something to do, then takes all that is there, up to a commit's worth.
     fn gather(&self) -> Vec<Work> {
         let mut work = Vec::new();
-        if self.own_batches.is_empty() {
+        if self.own_batches.is_empty() && !self.more {
             let stop = || Work { input: Input::Stop, permit: None };
             crossbeam_channel::select_biased! {
                 recv(self.queues.members) -> first => work.push(first.unwrap_or_else(|_| stop())),
@@ -434,6 +478,9 @@ impl Ledger {
         let view = LedgerView::new(&self.reader);
         let mut step = Step::new(now, &view);
         let mut subscriptions = Subscriptions::default();
+        if let Some(ballot) = self.ballot.take() {
+            self.machine.take_part(&mut step, ballot);
+        }
         for batch in std::mem::take(&mut self.own_batches) {
             self.machine.count_own(&mut step, &batch);
         }
@@ -462,6 +509,7 @@ impl Ledger {
             self.last_tick = Instant::now();
             self.machine.handle(&mut step, Event::Tick);
         }
+        self.more = self.machine.advance(&mut step);
         let Step { changes, actions, fault, .. } = step;
         view.finish()?;
         if let Some(fault) = fault {
@@ -474,6 +522,11 @@ impl Ledger {
             subscriptions: std::mem::take(&mut subscriptions.answers),
         };
         let finalized = changes.finalized.len();
+        for (hash, decided) in &changes.blocks {
+            let (block, round) = (&decided.block, decided.certificate.round);
+            let (transactions, aborts) = (block.transactions.len(), block.aborts.len());
+            tracing::info!(height = block.height, %hash, round, transactions, aborts, "block");
+        }
         let batch = CommitBatch { changes, subscriptions: subscriptions.rows, suspension };
         let committing = (!batch.is_empty()).then(Instant::now);
         let durable = self.database.commit(batch, outgoing)?;
@@ -533,6 +586,13 @@ impl Ledger {
     fn measure(&self, commit: Option<Duration>, finalized: usize) {
         let health = &self.health;
         health.in_flight.store(self.machine.in_flight(), Ordering::Relaxed);
+        let (height, now_ms) = (self.machine.height(), self.now().ms);
+        if health.height.swap(height, Ordering::Relaxed) != height {
+            self.outbox.peers.set_height(height);
+        }
+        health.goal.store(self.machine.goal(now_ms), Ordering::Relaxed);
+        health.behind.store(self.machine.is_behind(now_ms), Ordering::Relaxed);
+        health.equivocations.store(self.machine.equivocations(), Ordering::Relaxed);
         if let Some(commit) = commit {
             health.commits.fetch_add(1, Ordering::Relaxed);
             let micros = u64::try_from(commit.as_micros()).unwrap_or(u64::MAX);
@@ -552,7 +612,7 @@ impl Ledger {
         self.last_status = Instant::now();
         let in_flight = self.machine.in_flight_after(self.status_after, MAX_STATUS_IN_FLIGHT);
         self.status_after = in_flight.last().copied().filter(|_| in_flight.len() >= MAX_STATUS_IN_FLIGHT);
-        self.outbox.status(in_flight);
+        self.outbox.status(self.machine.height(), in_flight);
     }
 }
 

@@ -14,6 +14,7 @@ mod protocol;
 mod status;
 mod subscribe;
 mod sync;
+mod touched;
 mod verify;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -177,9 +178,7 @@ impl MasternodeUTXOIntegration {
         }
         self.peers.dial_members();
         tokio::spawn(keep_house(Arc::downgrade(&handler)));
-        if self.ledger.health().voting() == Voting::Observer {
-            tokio::spawn(follow(Arc::downgrade(&handler), Arc::clone(&self.peers)));
-        }
+        tokio::spawn(follow(Arc::downgrade(&handler), Arc::clone(&self.peers)));
         tracing::info!(
             id = %self.id,
             p2p = bound.p2p.map(tracing::field::display),
@@ -324,6 +323,9 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
             committee.total_weight(),
             committee.quorum()
         ));
+    } else if handler.ledger.health().is_behind() {
+        let health = handler.ledger.health();
+        reasons.push(format!("catching up with blocks: {} of {}", health.height(), health.goal()));
     } else if !handler.sync.is_complete(own) {
         reasons.push("catching up with what is final".into());
     }
@@ -336,12 +338,13 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
     reasons
 }
 
-/// How an observer hears of what is final, as long as the node lives.
+/// How a node hears of what is final elsewhere, as long as it lives.
 async fn follow(handler: std::sync::Weak<UTXOProtocolHandler>, peers: Arc<PeerManager>) {
     loop {
         tokio::time::sleep(OBSERVE_EVERY).await;
         let Some(handler) = handler.upgrade() else { return };
-        handler.ask_for_news(&peers);
+        let observer = handler.ledger.health().voting() == Voting::Observer;
+        handler.ask_for_news(&peers, observer);
     }
 }
 

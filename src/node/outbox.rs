@@ -10,12 +10,12 @@ use std::sync::Arc;
 use super::status::StatusHub;
 use crate::consensus::{Action, Certificate, MemberBatch, MemberIndex, Verified, VoteKind};
 use crate::db::Reader;
-use crate::limits::MAX_TRANSACTIONS_PER_REQUEST;
+use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_TRANSACTIONS_PER_REQUEST};
 use crate::net::{
-    CertifiedTransaction, GetTransactions, NetworkMessage, PeerManager, Status, TransactionRejected, Transactions,
-    encode,
+    CertifiedTransaction, GetBlocks, GetTransactions, NetworkMessage, PeerManager, Status, TransactionRejected,
+    Transactions, encode,
 };
-use crate::types::{Transaction, Txid};
+use crate::types::{Height, Transaction, Txid};
 
 /// One thing to let out.
 pub(super) enum Outward {
@@ -72,6 +72,16 @@ impl Outbox {
                 self.send(to, &certified(&transaction, Some(certificate.as_ref().clone())));
             }
             Action::SendSettled { to, txid } => self.send_settled(to, &txid),
+            Action::Consensus(message) => self.send(None, &NetworkMessage::Consensus(message)),
+            Action::RequestBlocks { to, from_height } => {
+                let limit = u32::try_from(MAX_BLOCKS_PER_REQUEST).unwrap_or(u32::MAX);
+                self.send(Some(to), &NetworkMessage::GetBlocks(GetBlocks { from_height, limit }));
+            }
+            Action::SendBlocks { to, from_height } => match super::sync::blocks_page(&self.reader, from_height, 16) {
+                Ok(blocks) => self.send(Some(to), &NetworkMessage::Blocks(blocks)),
+                Err(error) => tracing::error!(from_height, %error, "cannot read a block"),
+            },
+            Action::Disconnect { member } => self.peers.disconnect_member(member),
             Action::Advise { to, txid, rejection } => {
                 let rejected = TransactionRejected { txid, rejection: (&rejection).into() };
                 self.send(Some(to), &NetworkMessage::TransactionRejected(rejected));
@@ -96,13 +106,15 @@ impl Outbox {
     }
 
     /// Tells the members what is in flight here.
-    pub(super) fn status(&self, in_flight: Vec<Txid>) {
-        self.send(None, &NetworkMessage::Status(Status { height: 0, in_flight }));
+    pub(super) fn status(&self, height: Height, in_flight: Vec<Txid>) {
+        self.send(None, &NetworkMessage::Status(Status { height, in_flight }));
     }
 
     fn send(&self, to: Option<MemberIndex>, message: &NetworkMessage) {
-        let said_by_all =
-            matches!(message, NetworkMessage::TransactionBroadcast(_) | NetworkMessage::GetTransactions(_));
+        let said_by_all = matches!(
+            message,
+            NetworkMessage::TransactionBroadcast(_) | NetworkMessage::GetTransactions(_) | NetworkMessage::GetBlocks(_)
+        );
         if !self.is_member && !said_by_all {
             return;
         }

@@ -63,8 +63,7 @@ impl Handler for UTXOProtocolHandler {
     fn connected(&self, connection: &Arc<Connection>) {
         if let Some(member) = connection.member() {
             self.ledger.tell(Input::Event(Event::Connected(member)));
-            let ask = self.sync.first_request(member, connection.id());
-            connection.send_now(crate::net::encode(&NetworkMessage::GetFinalized(ask), None));
+            self.sync.came(member, connection.id());
         }
     }
 
@@ -84,8 +83,10 @@ impl Handler for UTXOProtocolHandler {
 
     fn disconnected(&self, connection: &Arc<Connection>) {
         self.statuses.forget(connection.id());
-        if let Some(member) = connection.member() {
-            self.sync.lost(member, connection.id());
+        if let Some(member) = connection.member()
+            && self.sync.lost(member, connection.id())
+        {
+            self.ledger.tell(Input::Event(Event::Disconnected(member)));
         }
     }
 }
@@ -145,8 +146,15 @@ impl UTXOProtocolHandler {
             NetworkMessage::Hello(_) | NetworkMessage::Authenticate(_) => {
                 Err(refusal(ErrorCode::Malformed, "the handshake is over, or there is none on this connection"))
             }
-            NetworkMessage::GetBlocks(_) | NetworkMessage::Blocks(_) => {
-                Err(refusal(ErrorCode::UnknownMessage, "this version has no blocks"))
+            NetworkMessage::GetBlocks(query) => self.get_blocks(connection, query).await.map(Some),
+            NetworkMessage::Blocks(blocks) => {
+                let member = connection.member().ok_or_else(not_authorized)?;
+                self.blocks(connection, member, blocks).await.map(|()| None)
+            }
+            NetworkMessage::Consensus(message) => {
+                let from = connection.member().ok_or_else(not_authorized)?;
+                let passed = self.pool.pass_for_member(Event::Consensus { from, message }, connection).await;
+                passed.map(|()| None).map_err(|_| busy())
             }
             NetworkMessage::Error(error) => {
                 tracing::debug!(code = ?error.code, message = error.message, "a peer refused something");
@@ -307,16 +315,15 @@ impl UTXOProtocolHandler {
             let (mut transactions, mut bytes) = (Vec::new(), 0);
             for txid in txids {
                 let found = if txid == genesis.txid() {
-                    Some(CertifiedTransaction { transaction: genesis.to_raw(), certificate: None })
+                    vec![CertifiedTransaction { transaction: genesis.to_raw(), certificate: None }]
                 } else {
-                    transaction_entry(reader, &txid)?
+                    transaction_entries(reader, &txid)?
                 };
-                let Some(entry) = found else { continue };
-                bytes += entry_bytes(&entry);
+                bytes += found.iter().map(entry_bytes).sum::<usize>();
                 if bytes > MAX_PAGE_BYTES && !transactions.is_empty() {
                     break;
                 }
-                transactions.push(entry);
+                transactions.extend(found);
             }
             Ok(NetworkMessage::Transactions(Transactions { transactions }))
         };
@@ -369,6 +376,16 @@ impl UTXOProtocolHandler {
 
 pub(super) fn busy() -> Refusal {
     refusal(ErrorCode::Busy, "the node is busy; nothing was done, send it again later")
+}
+
+/// A body with F, else C, else A; and with A once more, where there is one beside C: a
+/// block may abort what a quorum approved.
+fn transaction_entries(reader: &Reader, txid: &Txid) -> Result<Vec<CertifiedTransaction>, DatabaseError> {
+    let Some(first) = transaction_entry(reader, txid)? else { return Ok(Vec::new()) };
+    let only_approved = first.certificate.as_ref().is_some_and(|certificate| certificate.kind == VoteKind::Approve);
+    let abort = if only_approved { reader.certificate(txid, VoteKind::Abort)? } else { None };
+    let second = abort.map(|abort| CertifiedTransaction { certificate: Some(abort), ..first.clone() });
+    Ok(std::iter::once(first).chain(second).collect())
 }
 
 /// A body with F, else C, else A.

@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::consensus::{Progress, Ticket, VoteKind};
-use crate::db::Reader;
-use crate::limits::MAX_WATCHED_PER_CONNECTION;
+use crate::consensus::{Progress, Rejection, Ticket, VoteKind};
+use crate::db::{DatabaseError, Reader};
+use crate::limits::{MAX_SETTLED_WATCHED_PER_CONNECTION, MAX_WATCHED_PER_CONNECTION};
 use crate::net::{
     Connection, ConnectionId, FinalityProof, NetworkMessage, RejectionMessage, RequestId, TransactionStatus,
     TransactionStatusKind,
 };
-use crate::types::Txid;
+use crate::types::{Height, Txid};
 
 /// A request that waits for its answer.
 #[derive(Debug)]
@@ -37,8 +37,12 @@ struct Watcher {
 
 #[derive(Debug, Default)]
 struct Watched {
+    /// Not final yet.
     active: HashSet<Txid>,
-    settled: VecDeque<Txid>,
+    /// Final, and in no block yet.
+    settled: HashSet<Txid>,
+    /// In the order in which they became final; some may be watched no more.
+    settled_order: VecDeque<Txid>,
     tickets: HashSet<u64>,
 }
 
@@ -173,6 +177,22 @@ impl StatusHub {
         self.watchers().forget(connection);
     }
 
+    /// What proves that a transaction is final: F(T), else the block that settled it.
+    fn proof(&self, txid: &Txid, height: Option<Height>) -> Option<FinalityProof> {
+        let read = || {
+            let certificate = self.reader.certificate(txid, VoteKind::Commit)?;
+            if let Some(certificate) = certificate.filter(|certificate| certificate.kind == VoteKind::Commit) {
+                return Ok(Some(FinalityProof::Commit(certificate)));
+            }
+            let block = height.map(|height| self.reader.block(height)).transpose()?.flatten();
+            Ok::<_, DatabaseError>(block.map(FinalityProof::Block))
+        };
+        read().unwrap_or_else(|error| {
+            tracing::error!(%txid, %error, "cannot read a finality proof");
+            None
+        })
+    }
+
     /// The wire form of where a transaction stands.
     pub(super) fn status(&self, txid: Txid, progress: &Progress) -> TransactionStatus {
         let mut status = TransactionStatus {
@@ -193,14 +213,20 @@ impl StatusHub {
             Progress::Finalized { settled, certificate } => {
                 status.status = TransactionStatusKind::Finalized;
                 (status.approvals, status.commits) = (settled.votes, settled.votes);
-                let certificate = match certificate {
-                    Some(certificate) => Some(certificate.as_ref().clone()),
-                    None => self.reader.certificate(&txid, VoteKind::Commit).unwrap_or_else(|error| {
-                        tracing::error!(%txid, %error, "cannot read a finality proof");
-                        None
-                    }),
+                status.finality_proof = match certificate {
+                    Some(certificate) => Some(FinalityProof::Commit(certificate.as_ref().clone())),
+                    None => self.proof(&txid, None),
                 };
-                status.finality_proof = certificate.map(FinalityProof::Commit);
+            }
+            Progress::Confirmed { settled, height } => {
+                status.status = TransactionStatusKind::Confirmed;
+                (status.approvals, status.commits) = (settled.votes, settled.votes);
+                status.block_height = Some(*height);
+                status.finality_proof = self.proof(&txid, Some(*height));
+            }
+            Progress::Aborted(dead) => {
+                status.status = TransactionStatusKind::Aborted;
+                status.rejection = Some((&Rejection::Aborted { by: dead.by }).into());
             }
             Progress::Rejected(rejection) => {
                 status.status = TransactionStatusKind::Rejected;
@@ -227,12 +253,18 @@ impl Watchers {
         let Some(watcher) = watcher else { return };
         watcher.told = Some(told);
         let Some(watched) = self.by_connection.get_mut(&connection) else { return };
-        if told == TransactionStatusKind::Finalized && watched.active.remove(txid) {
-            watched.settled.push_back(*txid);
-            let full = watched.settled.len() > MAX_WATCHED_PER_CONNECTION;
-            if let Some(oldest) = full.then(|| watched.settled.pop_front()).flatten() {
-                self.unwatch(connection, &oldest);
+        match told {
+            TransactionStatusKind::Finalized if watched.active.remove(txid) => {
+                watched.settled.insert(*txid);
+                watched.settled_order.push_back(*txid);
+                let full = watched.settled_order.len() > MAX_SETTLED_WATCHED_PER_CONNECTION;
+                if let Some(oldest) = full.then(|| watched.settled_order.pop_front()).flatten() {
+                    self.unwatch(connection, &oldest);
+                }
             }
+            // Nothing more will ever happen to it.
+            TransactionStatusKind::Confirmed | TransactionStatusKind::Aborted => self.unwatch(connection, txid),
+            _ => {}
         }
     }
 
@@ -245,6 +277,10 @@ impl Watchers {
         }
         if let Some(watched) = self.by_connection.get_mut(&connection) {
             watched.active.remove(txid);
+            watched.settled.remove(txid);
+            while watched.settled_order.front().is_some_and(|oldest| !watched.settled.contains(oldest)) {
+                watched.settled_order.pop_front();
+            }
         }
     }
 

@@ -1,6 +1,7 @@
-//! Catching up with what is final but not in the chain.
+//! Catching up: blocks are served here and asked for by the core; then comes what is final
+//! but not in the chain.
 //!
-//! On every connection to a member this node pages through the member's own order of
+//! Once it has all blocks, this node pages on every connection to a member through the member's own order of
 //! settled transactions, from where it stopped the last time. Every entry carries its
 //! finality proof, so a member can leave things out but cannot make anything up; that is
 //! why more than one is asked.
@@ -8,15 +9,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::protocol::{Refusal, UTXOProtocolHandler, entry_bytes, transaction_entry};
-use crate::consensus::{Committee, MemberIndex};
-use crate::db::{Durable, LogEntry, Reader};
-use crate::limits::{MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST};
+use super::ledger::Input;
+use super::protocol::{Refusal, UTXOProtocolHandler, busy, entry_bytes, transaction_entry};
+use crate::consensus::{CheckedBlock, Committee, Event, MemberIndex, Signable, Source};
+use crate::db::{DatabaseError, Durable, Reader};
+use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST};
 use crate::net::{
-    Connection, ConnectionId, Finalized, GetFinalized, GetTransactions, NetworkMessage, PeerManager, Status,
-    Transactions, encode,
+    Blocks, Connection, ConnectionId, ErrorCode, ErrorMessage, Finalized, GetBlocks, GetFinalized, GetTransactions,
+    NetworkMessage, PeerManager, Status, Transactions, encode,
 };
-use crate::types::{Txid, UTXOState};
+use crate::types::{Height, Txid};
+
+/// Entries of the change log that are looked through at once for what is final.
+const LOG_ENTRIES_AT_ONCE: usize = 512;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Progress {
@@ -24,6 +29,8 @@ struct Progress {
     after: Option<u64>,
     /// The present connection.
     connection: Option<ConnectionId>,
+    /// Whether it was asked on it.
+    asked: bool,
     /// Whether the end was reached on it.
     complete: bool,
 }
@@ -44,22 +51,31 @@ impl FinalizedSync {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn first_request(&self, member: MemberIndex, connection: ConnectionId) -> GetFinalized {
+    /// A member is connected; it is asked as soon as this node has all blocks.
+    pub(super) fn came(&self, member: MemberIndex, connection: ConnectionId) {
         let mut members = self.members();
         let progress = members.entry(member).or_default();
-        progress.connection = Some(connection);
-        progress.complete = false;
-        request(progress.after)
+        *progress = Progress { connection: Some(connection), asked: false, complete: false, ..*progress };
     }
 
-    /// A connection is gone; if another has taken its place, that one counts.
-    pub(super) fn lost(&self, member: MemberIndex, connection: ConnectionId) {
+    /// A connection is gone; if another has taken its place, that one counts. Whether the
+    /// member is gone.
+    pub(super) fn lost(&self, member: MemberIndex, connection: ConnectionId) -> bool {
         let mut members = self.members();
         let progress = members.entry(member).or_default();
-        if progress.connection == Some(connection) {
-            progress.connection = None;
-            progress.complete = false;
+        let gone = progress.connection == Some(connection);
+        if gone {
+            *progress = Progress { connection: None, asked: false, complete: false, ..*progress };
         }
+        gone
+    }
+
+    /// What to ask a member that has not been asked on its connection.
+    fn first_request(&self, member: MemberIndex) -> Option<GetFinalized> {
+        let mut members = self.members();
+        let progress = members.get_mut(&member).filter(|p| p.connection.is_some() && !p.asked)?;
+        progress.asked = true;
+        Some(request(progress.after))
     }
 
     /// What to ask the members whose lists have been read to the end, for what is new.
@@ -112,15 +128,25 @@ impl UTXOProtocolHandler {
         Ok(())
     }
 
-    /// Members send observers nothing of themselves, so an observer asks again and again.
-    pub(super) fn ask_for_news(&self, peers: &PeerManager) {
-        for (member, ask) in self.sync.next_requests() {
+    /// Asks whoever has not been asked yet for what is final, once this node has all
+    /// blocks. Members send observers nothing of themselves, so an observer asks again and
+    /// again.
+    pub(super) fn ask_for_news(&self, peers: &PeerManager, observer: bool) {
+        if self.ledger.health().is_behind() {
+            return;
+        }
+        for member in self.ledger.committee().indices() {
+            if let Some(ask) = self.sync.first_request(member) {
+                peers.send_to_member(member, encode(&NetworkMessage::GetFinalized(ask), None));
+            }
+        }
+        for (member, ask) in self.sync.next_requests().into_iter().filter(|_| observer) {
             peers.send_to_member(member, encode(&NetworkMessage::GetFinalized(ask), None));
         }
     }
 
-    /// A page of this node's own order: the change log names each transaction where it
-    /// became final.
+    /// A page of what is final here and in no block: the change log names each transaction
+    /// where it became final.
     pub(super) async fn get_finalized(
         &self,
         connection: &Connection,
@@ -131,26 +157,20 @@ impl UTXOProtocolHandler {
             let (mut entries, mut bytes) = (Vec::new(), 0);
             let end = reader.durable_head().sequence;
             // A cursor beyond the end is of another log; that reader begins anew.
-            let mut cursor = query.after.filter(|after| *after <= end).unwrap_or(0);
-            let mut last: Option<Txid> = None;
-            'pages: while cursor < end {
-                let changes = reader.changes(cursor, end, 1024)?;
-                if changes.is_empty() {
+            let after = query.after.filter(|after| *after <= end).unwrap_or(0);
+            let mut cursor = after.max(reader.unconfirmed_from()?.saturating_sub(1));
+            while cursor < end && entries.len() < limit && bytes < MAX_PAGE_BYTES {
+                let (txids, last) = reader.unconfirmed(cursor, end, LOG_ENTRIES_AT_ONCE)?;
+                if last == cursor {
                     break;
                 }
-                for (sequence, change) in changes {
-                    if let Some(txid) = finalized_by(&change).filter(|txid| last != Some(*txid)) {
-                        if entries.len() >= limit || bytes >= MAX_PAGE_BYTES {
-                            break 'pages;
-                        }
-                        if let Some(entry) = transaction_entry(reader, &txid)? {
-                            bytes += entry_bytes(&entry);
-                            entries.push(entry);
-                        }
-                        last = Some(txid);
+                for txid in txids {
+                    if let Some(entry) = transaction_entry(reader, &txid)? {
+                        bytes += entry_bytes(&entry);
+                        entries.push(entry);
                     }
-                    cursor = sequence;
                 }
+                cursor = last;
             }
             // A cursor may be kept beyond the last page, for what comes later.
             let next = (cursor < end || !entries.is_empty()).then_some(cursor);
@@ -159,14 +179,56 @@ impl UTXOProtocolHandler {
         self.read(connection, read).await
     }
 
+    /// A page of the chain. Anybody may have it.
+    pub(super) async fn get_blocks(
+        &self,
+        connection: &Connection,
+        query: GetBlocks,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
+        let limit = (query.limit as usize).clamp(1, MAX_BLOCKS_PER_REQUEST);
+        let read = move |reader: &Reader| blocks_page(reader, query.from_height, limit).map(NetworkMessage::Blocks);
+        self.read(connection, read).await
+    }
+
+    /// Blocks came. Each is checked for itself; the ledger sees whether they follow.
+    pub(super) async fn blocks(
+        &self,
+        connection: &Arc<Connection>,
+        member: MemberIndex,
+        blocks: Blocks,
+    ) -> Result<(), Refusal> {
+        let check = |decided| CheckedBlock::new(decided, self.ledger.committee());
+        let blocks = blocks.blocks.into_iter().take(MAX_BLOCKS_PER_REQUEST).map(check);
+        match blocks.collect::<Result<Vec<_>, _>>() {
+            Ok(blocks) => {
+                let blocks = Signable::Blocks(blocks);
+                let submitted = self.pool.submit_for_member(blocks, Source::Member(member), connection).await;
+                submitted.map_err(|_| busy())
+            }
+            Err(error) => {
+                let error = ErrorMessage::new(ErrorCode::Malformed, error.to_string());
+                connection.close_with(&error);
+                Err(error)
+            }
+        }
+    }
+
     /// A member says what it has in flight: send it what is final here, and ask for what
     /// is not known here.
     pub(super) async fn peer_status(
         &self,
         connection: &Arc<Connection>,
-        _: MemberIndex,
+        member: MemberIndex,
         status: Status,
     ) -> Result<(), Refusal> {
+        self.ledger.tell(Input::Event(Event::Height { member, height: status.height }));
+        let health = self.ledger.health();
+        if status.height <= health.height()
+            && !health.is_behind()
+            && let Some(ask) = self.sync.first_request(member)
+        {
+            connection.send_now(encode(&NetworkMessage::GetFinalized(ask), None));
+        }
         if status.in_flight.is_empty() {
             return Ok(());
         }
@@ -197,12 +259,16 @@ impl UTXOProtocolHandler {
     }
 }
 
-fn finalized_by(entry: &LogEntry) -> Option<Txid> {
-    match entry {
-        LogEntry::Transition(step) => match step.new_state {
-            UTXOState::SpentFinalized { txid, .. } => Some(txid),
-            _ => None,
-        },
-        LogEntry::Block { .. } => None,
+/// Decided blocks in order, cut where a page ends.
+pub(super) fn blocks_page(reader: &Reader, from_height: Height, limit: usize) -> Result<Blocks, DatabaseError> {
+    let (mut blocks, mut bytes) = (Vec::new(), 0);
+    let mut height = from_height.max(1);
+    while blocks.len() < limit && bytes < MAX_PAGE_BYTES && height <= reader.durable_head().height {
+        let Some(decided) = reader.block(height)? else { break };
+        let entries = decided.block.transactions.len() + decided.block.aborts.len();
+        bytes += 1_024 + 68 * entries + 256 * decided.certificate.votes.len();
+        blocks.push(decided);
+        height += 1;
     }
+    Ok(Blocks { blocks })
 }

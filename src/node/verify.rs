@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ledger::{Input, Inputs, Work};
-use crate::consensus::{Signable, Source, Verified};
+use crate::consensus::{Event, Signable, Source, Verified};
 use crate::limits::{LEDGER_QUEUE, VERIFY_BATCH, VERIFY_QUEUE};
 use crate::net::{Connection, ErrorCode, ErrorMessage, NetworkMessage};
 use crate::types::Transaction;
@@ -40,6 +40,7 @@ pub(super) struct VerifyPool {
     wallets: Arc<Semaphore>,
     /// By member: its share of the queue.
     members: Vec<Arc<Semaphore>>,
+    ledger: Inputs,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -63,6 +64,7 @@ impl VerifyPool {
             member_jobs,
             wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
             members: (0..members).map(|_| Arc::new(Semaphore::new(share))).collect(),
+            ledger: ledger.clone(),
             workers: Mutex::new(workers),
         })
     }
@@ -85,6 +87,15 @@ impl VerifyPool {
         let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
         let job = Job { value, source, connection: Arc::clone(connection), permit };
         self.member_jobs.try_send(job).map_err(|_| Busy)
+    }
+
+    /// Hands the ledger what a member sent and what it checks itself, as soon as the
+    /// member's share has room.
+    pub(super) async fn pass_for_member(&self, event: Event, connection: &Connection) -> Result<(), Busy> {
+        let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
+        let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
+        let work = Work { input: Input::Event(event), permit: Some(permit) };
+        self.ledger.members.send(work).map_err(|_| Busy)
     }
 
     /// A wallet's place in the ledger's queue, for what needs no check.
@@ -173,11 +184,11 @@ fn check(batch: Vec<Job>, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) -> Re
                 let key = witness_hash(signed.transaction());
                 seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&key)
             }
-            Signable::Votes(_) | Signable::Certificate(_) => false,
+            Signable::Votes(_) | Signable::Certificate(_) | Signable::Blocks(_) => false,
         };
         if known {
             let event = Verified::made_here(job.value).into_event(job.source);
-            forward(Input::Event(event), &job.connection, job.permit)?;
+            event.map_or(Ok(()), |event| forward(Input::Event(event), &job.connection, job.permit))?;
         } else {
             unknown.push(job);
         }
@@ -191,11 +202,16 @@ fn check(batch: Vec<Job>, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) -> Re
                     let key = witness_hash(signed.transaction());
                     seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
                 }
-                forward(Input::Event(verified.into_event(source)), &connection, permit)?;
+                let event = verified.into_event(source);
+                event.map_or(Ok(()), |event| forward(Input::Event(event), &connection, permit))?;
             }
             Err(value) => {
                 connection.count_bad_signature();
                 match (value, source) {
+                    (Signable::Blocks(_), _) => {
+                        let error = ErrorMessage::new(ErrorCode::BadSignature, "a block's certificate is forged");
+                        connection.close_with(&error);
+                    }
                     (Signable::Transaction(signed), Source::Wallet(ticket)) => {
                         let transaction = signed.transaction().clone();
                         forward(Input::Unsigned { transaction, ticket }, &connection, permit)?;

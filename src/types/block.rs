@@ -126,6 +126,16 @@ pub struct CommitVote {
     pub votes: Vec<CommitSignature>,
 }
 
+/// A block and the proof that it was decided: what a syncing node verifies, and the proof
+/// for a transaction that only a block settled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedBlock {
+    /// The block.
+    pub block: Block,
+    /// Precommits of a quorum.
+    pub certificate: CommitVote,
+}
+
 /// LtHash16 over BLAKE3: a hash of a set that is updated by adding and removing outputs.
 ///
 /// 1,024 lanes of `u16` with wrap-around (Bellare and Micciancio 1997; Lewi et al.,
@@ -155,6 +165,16 @@ impl UtxoDigest {
         for (lane, element) in self.lanes.iter_mut().zip(element(outpoint, output)) {
             *lane = lane.wrapping_sub(element);
         }
+    }
+
+    /// The lanes, for storing the digest.
+    pub fn lanes(&self) -> &[u16] {
+        self.lanes.as_slice()
+    }
+
+    /// The digest with these lanes; `None` unless there are 1,024.
+    pub fn from_lanes(lanes: &[u16]) -> Option<Self> {
+        Some(Self { lanes: Box::new(lanes.try_into().ok()?) })
     }
 
     /// `H("TIME/state", lanes)`.

@@ -23,7 +23,7 @@ mod utxo;
 pub use address::{Address, AddressError, Network};
 pub use amount::Amount;
 pub use block::{
-    Block, CommitSignature, CommitVote, ConsensusStep, StateDigest, UtxoDigest, consensus_vote_message,
+    Block, CommitSignature, CommitVote, ConsensusStep, DecidedBlock, StateDigest, UtxoDigest, consensus_vote_message,
     proposal_message,
 };
 pub use canonical::CanonicalWriter;

@@ -13,13 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use time_masternode::consensus::{
-    Action, Certificate, Changes, CheckedCertificate, Committee, CountedVote, Event, Finalized, InFlight, Machine,
-    MemberBatch, MemberIndex, Now, Progress, Recovered, Rules, Settled, SignedTransaction, Source, Step, Ticket, Utxo,
-    Verified, View, Vote, VoteKind, Voting, check_form, sign_batch,
+    Action, Certificate, Changes, CheckedCertificate, Committee, CountedVote, Dead, Event, Finalized, InFlight,
+    LogEntry, Machine, MemberBatch, MemberIndex, Now, Progress, Recovered, Rules, Settled, SignedTransaction, Source,
+    Step, Ticket, Utxo, Verified, View, Vote, VoteKind, Voting, check_form, sign_batch,
 };
 use time_masternode::types::{
-    Address, Allocation, Amount, Genesis, Network, OutPoint, Output, RawGenesis, RawInput, RawMasternode, SecretKey,
-    Signature, Transaction, Txid, UTXOState, sighash,
+    Address, Allocation, Amount, Genesis, Height, Network, OutPoint, Output, RawGenesis, RawInput, RawMasternode,
+    SecretKey, Signature, Transaction, Txid, UTXOState, sighash,
 };
 
 /// First coins of every test network; coin `i` belongs to wallet `i`.
@@ -210,8 +210,16 @@ impl View for Store {
         self.finalized.get(txid).map(|f| f.settled)
     }
 
-    fn is_dead(&self, txid: &Txid) -> bool {
-        self.dead.contains(txid)
+    fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.finalized.get(txid).map(|f| Arc::clone(&f.transaction))
+    }
+
+    fn confirmed(&self, _: &Txid) -> Option<Height> {
+        None
+    }
+
+    fn dead(&self, txid: &Txid) -> Option<Dead> {
+        self.dead.contains(txid).then_some(Dead { by: None, height: 1 })
     }
 }
 
@@ -241,7 +249,8 @@ impl Store {
     /// and to be one that the protocol knows.
     pub fn apply(&mut self, changes: &Changes) {
         let mut reached = BTreeMap::new();
-        for step in &changes.transitions {
+        for entry in &changes.log {
+            let LogEntry::Transition(step) = entry else { continue };
             let stands = reached.get(&step.outpoint).copied().or_else(|| self.state(&step.outpoint));
             assert_eq!(stands, step.old_state, "a step of {} starts where the output stands", step.outpoint);
             let legal = UTXOState::may_follow(step.old_state.as_ref(), &step.new_state);
@@ -338,7 +347,7 @@ impl Store {
     /// The body and the best certificate, for whoever asks.
     fn answer(&self, txid: &Txid) -> Option<Message> {
         if let Some(f) = self.finalized.get(txid) {
-            return Some(Message::Body(Arc::clone(&f.transaction), Some(Arc::clone(&f.certificate))));
+            return Some(Message::Body(Arc::clone(&f.transaction), f.certificate.clone()));
         }
         let row = self.in_flight.get(txid)?;
         let best = [VoteKind::Approve, VoteKind::Abort].into_iter().find_map(|k| self.certificates.get(&(*txid, k)));
@@ -462,7 +471,8 @@ impl World {
 
     fn now(&self, i: usize) -> Now {
         // The members' wall clocks disagree by seconds: nothing may depend on them.
-        Now { ms: self.now_ms, unix: 1_700_000_000 + i64::try_from(self.now_ms / 1_000 + 3 * i as u64).unwrap() }
+        let unix_ms = 1_700_000_000_000 + self.now_ms + 3_000 * i as u64;
+        Now { ms: self.now_ms, unix: i64::try_from(unix_ms / 1_000).unwrap(), unix_ms }
     }
 
     pub fn is_up(&self, i: usize) -> bool {
@@ -588,6 +598,10 @@ impl World {
             Action::Request { to, txid } => self.send(i, to.map(MemberIndex::get), &Message::Request(txid)),
             Action::Reply { ticket, txid, progress } => self.reply(i, ticket, txid, progress),
             Action::Advise { .. } | Action::Progress { .. } => {}
+            Action::Consensus(_)
+            | Action::RequestBlocks { .. }
+            | Action::SendBlocks { .. }
+            | Action::Disconnect { .. } => panic!("there is no chain here: {action:?}"),
         }
     }
 
@@ -604,7 +618,8 @@ impl World {
             Progress::Finalized { settled, .. } => {
                 assert_eq!(store.settled(&txid), Some(*settled), "what is called final is in the database");
             }
-            Progress::Pending { .. } | Progress::Rejected(_) | Progress::Unknown => {}
+            Progress::Confirmed { .. } => panic!("there is no chain here"),
+            Progress::Pending { .. } | Progress::Aborted(_) | Progress::Rejected(_) | Progress::Unknown => {}
         }
         let (asked, of, answers) = self.replies.get_mut(&ticket).expect("only tickets that were given are answered");
         assert_eq!((*asked, *of), (i, txid));
@@ -649,8 +664,9 @@ impl World {
             let _checked = self.check_certificate(certificate);
         }
         for (txid, finalized) in &changes.finalized {
-            assert_eq!((finalized.certificate.txid, finalized.certificate.kind), (*txid, VoteKind::Commit));
-            let _checked = self.check_certificate(&finalized.certificate);
+            let certificate = finalized.certificate.as_ref().expect("without a chain only F makes final");
+            assert_eq!((certificate.txid, certificate.kind), (*txid, VoteKind::Commit));
+            let _checked = self.check_certificate(certificate);
             for outpoint in finalized.transaction.spends() {
                 let spender = *self.history.final_spender.entry(outpoint).or_insert(*txid);
                 assert_eq!(spender, *txid, "two final transactions spend {outpoint}");

@@ -1,0 +1,305 @@
+//! Catching up with the chain: who has more of it, which blocks to ask for and of whom,
+//! and the bodies that decided blocks lack (protocol §8).
+//!
+//! A decided block carries the precommits of a quorum, so whoever serves it is not
+//! believed but checked. Who serves what does not follow, or claims what it cannot show,
+//! is not asked again for a while.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::committee::MemberIndex;
+use super::machine::{Action, Machine, Step};
+use super::view::View;
+use crate::limits::{
+    MAX_BODIES_ASKED, MAX_ENTRIES_PER_COMMIT, MAX_QUEUED_ENTRIES, SYNC_ANSWER_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,
+};
+use crate::types::{DecidedBlock, Height, Transaction, Txid};
+
+/// A question that is out.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    member: MemberIndex,
+    deadline_ms: u64,
+}
+
+/// What is known of the chain beyond this node's tip.
+#[derive(Debug, Default)]
+pub(super) struct Follow {
+    /// What members say of their heights.
+    heights: BTreeMap<MemberIndex, Height>,
+    connected: BTreeSet<MemberIndex>,
+    distrusted: BTreeMap<MemberIndex, u64>,
+    /// Decided blocks in order, from the next height on.
+    queue: VecDeque<Arc<DecidedBlock>>,
+    queued_entries: usize,
+    asked_blocks: Option<Asked>,
+    next_poll_ms: u64,
+    /// Whether somebody has said that there is nothing more.
+    at_the_end: bool,
+    /// Bodies that queued blocks need: `None` until they are here.
+    bodies: BTreeMap<Txid, Option<Arc<Transaction>>>,
+    to_ask: VecDeque<Txid>,
+    outstanding: BTreeSet<Txid>,
+    asked_bodies: Option<Asked>,
+    turn: usize,
+}
+
+impl Follow {
+    pub(super) fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
+        self.bodies.get(txid).cloned().flatten()
+    }
+
+    pub(super) fn forget(&mut self, txid: &Txid) {
+        self.bodies.remove(txid);
+        self.outstanding.remove(txid);
+    }
+
+    /// Takes a body that a queued block needs; `false` if none does.
+    pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>) -> bool {
+        let txid = transaction.txid();
+        let Some(place) = self.bodies.get_mut(&txid) else { return false };
+        self.outstanding.remove(&txid);
+        *place = Some(Arc::clone(transaction));
+        true
+    }
+
+    fn end(&self, tip: Height) -> Height {
+        tip + self.queue.len() as Height
+    }
+
+    /// The greatest height that somebody believable has.
+    fn goal(&self, now_ms: u64) -> Height {
+        let believed = self.heights.iter().filter(|(member, _)| !self.is_distrusted(member, now_ms));
+        believed.map(|(_, height)| *height).max().unwrap_or(0)
+    }
+
+    fn is_distrusted(&self, member: &MemberIndex, now_ms: u64) -> bool {
+        self.distrusted.get(member).is_some_and(|until| now_ms < *until)
+    }
+
+    fn distrust(&mut self, member: MemberIndex, now_ms: u64) {
+        self.heights.remove(&member);
+        self.distrusted.insert(member, now_ms + SYNC_DISTRUST_MS);
+    }
+
+    /// Whose turn it is to be asked, among those who may know more than `height`.
+    fn choose(&mut self, above: Option<Height>, now_ms: u64) -> Option<MemberIndex> {
+        let knows = |member: &MemberIndex| {
+            above.is_none_or(|height| self.heights.get(member).is_some_and(|claimed| *claimed > height))
+        };
+        let able: Vec<_> = self
+            .connected
+            .iter()
+            .filter(|member| !self.is_distrusted(member, now_ms) && knows(member))
+            .copied()
+            .collect();
+        self.turn = self.turn.wrapping_add(1);
+        able.get(self.turn % able.len().max(1)).copied()
+    }
+}
+
+impl Machine {
+    /// A connection to a member is up or down.
+    pub(super) fn member_connected(&mut self, member: MemberIndex, up: bool) {
+        let follow = &mut self.follow;
+        if up {
+            follow.connected.insert(member);
+            return;
+        }
+        follow.connected.remove(&member);
+        follow.heights.remove(&member);
+        let was_asked = |asked: &Option<Asked>| asked.is_some_and(|asked| asked.member == member);
+        if was_asked(&follow.asked_blocks) {
+            follow.asked_blocks = None;
+        }
+        if was_asked(&follow.asked_bodies) {
+            follow.asked_bodies = None;
+        }
+    }
+
+    /// A member says how far its chain goes.
+    pub(super) fn hear_height(&mut self, member: MemberIndex, height: Height, now_ms: u64) {
+        if !self.follow.is_distrusted(&member, now_ms) {
+            self.follow.heights.insert(member, height);
+        }
+    }
+
+    /// Whether there is more of the chain than this node has executed, as far as it knows.
+    pub fn is_behind(&self, now_ms: u64) -> bool {
+        let follow = &self.follow;
+        let unsure = self.own.is_none() && !follow.at_the_end;
+        unsure || !follow.queue.is_empty() || follow.goal(now_ms) > self.chain.tip.height
+    }
+
+    /// The height of this node's chain.
+    pub const fn height(&self) -> Height {
+        self.chain.tip.height
+    }
+
+    /// Heights at which a member was seen to say two things at once.
+    pub fn equivocations(&self) -> u64 {
+        self.agreement.as_ref().map_or(0, super::agreement::Agreement::equivocations)
+    }
+
+    /// The height up to which there is a chain, as far as this node knows.
+    pub fn goal(&self, now_ms: u64) -> Height {
+        self.follow.goal(now_ms).max(self.chain.tip.height)
+    }
+
+    /// Blocks came, each with a good certificate.
+    pub(super) fn take_blocks<V: View>(
+        &mut self,
+        step: &mut Step<'_, V>,
+        from: MemberIndex,
+        blocks: Vec<Arc<DecidedBlock>>,
+    ) {
+        let now_ms = step.now.ms;
+        let solicited = self.follow.asked_blocks.is_some_and(|asked| asked.member == from);
+        if solicited {
+            self.follow.asked_blocks = None;
+            if blocks.is_empty() {
+                // It has no more, whatever it claimed.
+                self.follow.at_the_end = true;
+                let end = self.follow.end(self.chain.tip.height);
+                if self.follow.heights.get(&from).is_some_and(|claimed| *claimed > end) {
+                    self.follow.distrust(from, now_ms);
+                }
+            }
+        }
+        for decided in blocks {
+            let end = self.follow.end(self.chain.tip.height);
+            if decided.block.height <= end {
+                continue;
+            }
+            let last_hash = self.follow.queue.back().map_or(self.chain.tip.hash, |last| last.certificate.block_hash);
+            if decided.block.height != end + 1 || decided.block.previous_hash != last_hash {
+                if solicited {
+                    tracing::warn!(member = self.committee.member(from).id, "served blocks that do not follow");
+                    self.follow.distrust(from, now_ms);
+                    step.act(Action::Disconnect { member: from });
+                }
+                return;
+            }
+            let entries = decided.block.transactions.len();
+            if self.follow.queued_entries > 0 && self.follow.queued_entries + entries > MAX_QUEUED_ENTRIES {
+                return;
+            }
+            self.enqueue(step, decided);
+        }
+    }
+
+    fn enqueue<V: View>(&mut self, step: &Step<'_, V>, decided: Arc<DecidedBlock>) {
+        for txid in &decided.block.transactions {
+            let here = self.chain.unconfirmed.contains(txid)
+                || self.pending.get(txid).is_some_and(|pending| pending.transaction.is_some())
+                || self.follow.bodies.contains_key(txid)
+                || step.view().settled(txid).is_some();
+            if !here {
+                self.follow.bodies.insert(*txid, None);
+                self.follow.to_ask.push_back(*txid);
+            }
+        }
+        self.follow.queued_entries += decided.block.transactions.len();
+        self.follow.queue.push_back(decided);
+    }
+
+    /// Executes the queued blocks whose bodies are here, as many as one commit bears, and
+    /// asks for what is missing. Whether more could be executed at once.
+    pub(super) fn follow_chain<V: View>(&mut self, step: &mut Step<'_, V>) -> bool {
+        let mut executed = 0;
+        while let Some(next) = self.follow.queue.front().cloned() {
+            if next.block.height <= self.chain.tip.height {
+                self.drop_front();
+                continue;
+            }
+            let missing = next.block.transactions.iter().any(|txid| {
+                let wanted = self.follow.bodies.get(txid).is_some_and(Option::is_none);
+                wanted && self.pending.get(txid).is_none_or(|pending| pending.transaction.is_none())
+            });
+            if missing {
+                break;
+            }
+            if executed > 0 && executed + next.block.transactions.len() > MAX_ENTRIES_PER_COMMIT {
+                return true;
+            }
+            executed += next.block.transactions.len().max(1);
+            self.drop_front();
+            self.execute(step, next);
+            if let Some(agreement) = &mut self.agreement {
+                agreement.abandon();
+            }
+            if step.fault.is_some() {
+                return false;
+            }
+        }
+        self.ask_for_bodies(step);
+        self.ask_for_blocks(step);
+        false
+    }
+
+    fn drop_front(&mut self) {
+        let Some(front) = self.follow.queue.pop_front() else { return };
+        self.follow.queued_entries -= front.block.transactions.len();
+        if front.block.height <= self.chain.tip.height {
+            for txid in &front.block.transactions {
+                self.follow.forget(txid);
+            }
+        }
+    }
+
+    fn ask_for_bodies<V: View>(&mut self, step: &mut Step<'_, V>) {
+        let now_ms = step.now.ms;
+        let follow = &mut self.follow;
+        if follow.asked_bodies.is_some_and(|asked| now_ms >= asked.deadline_ms) {
+            follow.asked_bodies = None;
+        }
+        if follow.asked_bodies.is_none() && !follow.outstanding.is_empty() {
+            // The answer was cut, or did not come: another member is asked for the rest.
+            let again: Vec<Txid> = std::mem::take(&mut follow.outstanding).into_iter().collect();
+            again.into_iter().rev().for_each(|txid| follow.to_ask.push_front(txid));
+        }
+        if !follow.outstanding.is_empty() || follow.to_ask.is_empty() {
+            return;
+        }
+        let above = follow.queue.front().map(|front| front.block.height - 1);
+        let Some(member) = follow.choose(above, now_ms).or_else(|| follow.choose(None, now_ms)) else { return };
+        while follow.outstanding.len() < MAX_BODIES_ASKED {
+            let Some(txid) = follow.to_ask.pop_front() else { break };
+            if follow.bodies.get(&txid).is_some_and(Option::is_none) && follow.outstanding.insert(txid) {
+                step.actions.push(Action::Request { to: Some(member), txid });
+            }
+        }
+        if !follow.outstanding.is_empty() {
+            follow.asked_bodies = Some(Asked { member, deadline_ms: now_ms + SYNC_ANSWER_MS / 3 });
+        }
+    }
+
+    fn ask_for_blocks<V: View>(&mut self, step: &mut Step<'_, V>) {
+        let (now_ms, observer) = (step.now.ms, self.own.is_none());
+        let end = self.follow.end(self.chain.tip.height);
+        let follow = &mut self.follow;
+        if let Some(asked) = follow.asked_blocks {
+            if now_ms < asked.deadline_ms {
+                return;
+            }
+            follow.asked_blocks = None;
+            follow.heights.remove(&asked.member);
+        }
+        if follow.queued_entries >= MAX_QUEUED_ENTRIES / 2 {
+            return;
+        }
+        let member = if follow.goal(now_ms) > end {
+            follow.choose(Some(end), now_ms)
+        } else if observer && now_ms >= follow.next_poll_ms {
+            follow.next_poll_ms = now_ms + SYNC_POLL_MS;
+            follow.choose(None, now_ms)
+        } else {
+            None
+        };
+        if let Some(member) = member {
+            follow.asked_blocks = Some(Asked { member, deadline_ms: now_ms + SYNC_ANSWER_MS });
+            step.act(Action::RequestBlocks { to: member, from_height: end + 1 });
+        }
+    }
+}
