@@ -12,8 +12,7 @@ use std::sync::Arc;
 
 use time_masternode::consensus::Committee;
 use time_masternode::net::{
-    FinalityProof, NetworkMessage, PeerConfig, PeerManager, TransactionStatusKind, TransactionStatusQuery,
-    UTXOStateQuery,
+    FinalityProof, NetworkMessage, PeerConfig, PeerManager, TransactionStatusQuery, UTXOStateQuery,
 };
 use time_masternode::node::{LedgerConfig, MasternodeUTXOIntegration, UTXOStateManager};
 use time_masternode::types::{
@@ -57,7 +56,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let query = NetworkMessage::TransactionStatusQuery(TransactionStatusQuery { txid: payment.txid() });
     let proof = loop {
         match integration.handle_network_message(&query, peer).await? {
-            Some(NetworkMessage::TransactionStatus(status)) if status.status == TransactionStatusKind::Finalized => {
+            Some(NetworkMessage::TransactionStatus(status)) if status.status.is_final() => {
                 println!("{} is {:?} by {} votes", status.txid, status.status, status.commits);
                 break status.finality_proof;
             }

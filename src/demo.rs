@@ -78,7 +78,7 @@ impl Demo {
                 format!("{} approved, {} committed of {}", status.approvals, status.commits, status.total_masternodes);
             self.say(who, &format!("is told: {:?} ({counts})", status.status));
             match (status.status, status.finality_proof) {
-                (TransactionStatusKind::Finalized, Some(FinalityProof::Commit(proof))) => {
+                (kind, Some(FinalityProof::Commit(proof))) if kind.is_final() => {
                     let milliseconds = began.elapsed().as_secs_f64() * 1_000.0;
                     proof.verify(&self.committee).context("the finality proof is not valid")?;
                     self.say(who, "has verified the finality proof against the genesis");

@@ -59,14 +59,14 @@ impl Target {
         let payment = self.net.pay(&self.coin, &to, 1_000);
         let mut wallet = self.net.wallet(0).await;
         wallet.broadcast(&payment).await;
-        let kinds = [TransactionStatusKind::Pending, TransactionStatusKind::Finalized];
         within("a payment", async {
             loop {
                 match wallet.client.next().await.unwrap() {
                     NetworkMessage::Error(error) if error.code == ErrorCode::Busy => wallet.broadcast(&payment).await,
                     NetworkMessage::TransactionStatus(status) => {
-                        assert!(kinds.contains(&status.status), "{:?}", status.rejection);
-                        if status.status == TransactionStatusKind::Finalized {
+                        let accepted = status.status == TransactionStatusKind::Pending || status.status.is_final();
+                        assert!(accepted, "{:?}", status.rejection);
+                        if status.status.is_final() {
                             return;
                         }
                     }

@@ -174,7 +174,7 @@ async fn pay_all(wallet: &mut Wallet, payments: &[Transaction]) {
             })
             .await;
         assert_ne!(status.status, TransactionStatusKind::Rejected, "{:?}", status.rejection);
-        if status.status == TransactionStatusKind::Finalized {
+        if status.status.is_final() {
             open.remove(&status.txid);
         }
     }

@@ -382,6 +382,28 @@ fn votes_that_are_no_commits_prove_nothing() {
     }
 }
 
+/// The vectors' block proves the transactions that it contains, and nothing else.
+#[test]
+fn a_block_proves_what_it_contains() {
+    let wallet = Wallet::new();
+    let mut block =
+        json!({"Block": {"block": vectors()["blocks"][0]["json"], "certificate": vectors()["consensus"]["commit"]}});
+    wallet.write("block.json", &block.to_string());
+    let of = |name: &str| vectors()["blocks"][0]["json"][name][0].as_str().unwrap().to_owned();
+    let (contained, aborted) = (of("transactions"), of("aborts"));
+    let proven = wallet.on_devnet(&format!("verify-proof block.json --txid {contained}"));
+    assert_code(&proven, 0);
+    assert_code(&wallet.on_devnet(&format!("verify-proof block.json --txid {aborted}")), 1);
+    block["Block"]["block"]["timestamp_ms"] = json!(1);
+    wallet.write("block.json", &block.to_string());
+    assert_code(&wallet.on_devnet(&format!("verify-proof block.json --txid {contained}")), 1);
+    let mut forged =
+        json!({"Block": {"block": vectors()["blocks"][0]["json"], "certificate": vectors()["consensus"]["commit"]}});
+    forged["Block"]["certificate"]["votes"][0]["signature"] = json!("00".repeat(64));
+    wallet.write("block.json", &forged.to_string());
+    assert_code(&wallet.on_devnet(&format!("verify-proof block.json --txid {contained}")), 1);
+}
+
 #[test]
 fn what_is_no_proof_cannot_be_judged() {
     let wallet = Wallet::new();
@@ -390,7 +412,7 @@ fn what_is_no_proof_cannot_be_judged() {
     wallet.write("block.json", &block.to_string());
     let unjudged = wallet.on_devnet("verify-proof block.json");
     assert_code(&unjudged, 2);
-    assert!(err(&unjudged).contains("cannot verify block proofs yet"), "{}", err(&unjudged));
+    assert!(err(&unjudged).contains("say which transaction"), "{}", err(&unjudged));
     for garbage in ["", "{", "[]", "7", "{}", "null", "{\"Commit\": 7}", "{\"finality_proof\": {}}", "{\"votes\": []}"]
     {
         wallet.write("garbage.json", garbage);

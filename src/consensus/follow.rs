@@ -142,6 +142,11 @@ impl Machine {
         self.agreement.as_ref().map_or(0, super::agreement::Agreement::equivocations)
     }
 
+    /// The number of transactions that are final and not in the chain.
+    pub fn unconfirmed(&self) -> usize {
+        self.chain.unconfirmed.len()
+    }
+
     /// The height up to which there is a chain, as far as this node knows.
     pub fn goal(&self, now_ms: u64) -> Height {
         self.follow.goal(now_ms).max(self.chain.tip.height)

@@ -309,6 +309,13 @@ pub enum TransactionStatusKind {
     Aborted,
 }
 
+impl TransactionStatusKind {
+    /// Whether it is final, in a block or not.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Finalized | Self::Confirmed)
+    }
+}
+
 /// What proves that a transaction is final, offline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinalityProof {

@@ -195,6 +195,7 @@ fn metrics(observed: &Observed) -> String {
         "The last durable sequence of the change log",
         ledger.reader().durable_head().sequence,
     );
+    gauge("unconfirmed", "Final transactions that no block contains yet", health.unconfirmed.load(Relaxed) as u64);
     gauge("chain_height", "The height of the last block", ledger.reader().durable_head().height);
     gauge("chain_goal", "The height of the chain, as far as members say", health.goal());
     gauge("ready", "Whether the node is ready", u64::from(not_ready(&observed.handler, &observed.peers).is_empty()));

@@ -131,6 +131,7 @@ pub struct LedgerHealth {
     pub(super) commit_micros: AtomicU64,
     pub(super) last_commit: AtomicI64,
     pub(super) equivocations: AtomicU64,
+    pub(super) unconfirmed: AtomicUsize,
     height: AtomicU64,
     goal: AtomicU64,
     behind: AtomicBool,
@@ -148,6 +149,7 @@ impl LedgerHealth {
             commit_micros: AtomicU64::new(0),
             last_commit: AtomicI64::new(0),
             equivocations: AtomicU64::new(0),
+            unconfirmed: AtomicUsize::new(0),
             height: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             behind: AtomicBool::new(voting == Voting::Observer),
@@ -590,6 +592,7 @@ impl Ledger {
         if health.height.swap(height, Ordering::Relaxed) != height {
             self.outbox.peers.set_height(height);
         }
+        health.unconfirmed.store(self.machine.unconfirmed(), Ordering::Relaxed);
         health.goal.store(self.machine.goal(now_ms), Ordering::Relaxed);
         health.behind.store(self.machine.is_behind(now_ms), Ordering::Relaxed);
         health.equivocations.store(self.machine.equivocations(), Ordering::Relaxed);

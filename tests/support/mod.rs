@@ -87,8 +87,13 @@ pub struct TestNet {
 impl TestNet {
     /// Writes the files; nothing runs yet.
     pub fn new(nodes: u16) -> Self {
+        Self::with_interval(nodes, 1_000)
+    }
+
+    /// The same with another time between blocks.
+    pub fn with_interval(nodes: u16, block_interval_ms: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let options = DevnetOptions { nodes, base_port: free_base_port(nodes), block_interval_ms: 1_000 };
+        let options = DevnetOptions { nodes, base_port: free_base_port(nodes), block_interval_ms };
         let devnet = Devnet::open(directory.path(), options).unwrap();
         let genesis = read_genesis(&directory.path().join(&devnet.genesis_file)).unwrap();
         Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis, environment: Vec::new() }
@@ -349,9 +354,14 @@ impl Wallet {
     /// Sends a transaction and waits until it is final.
     pub async fn pay(&mut self, transaction: &Transaction) -> TransactionStatus {
         self.broadcast(transaction).await;
-        let kinds = [TransactionStatusKind::Finalized, TransactionStatusKind::Rejected];
+        let kinds = [
+            TransactionStatusKind::Finalized,
+            TransactionStatusKind::Confirmed,
+            TransactionStatusKind::Rejected,
+            TransactionStatusKind::Aborted,
+        ];
         let status = self.status_of(transaction.txid(), &kinds).await;
-        assert_eq!(status.status, TransactionStatusKind::Finalized, "{status:?}");
+        assert!(status.status.is_final(), "{status:?}");
         status
     }
 
@@ -365,7 +375,7 @@ impl Wallet {
         within("finality", async {
             loop {
                 let status = self.query(txid).await;
-                if status.status == TransactionStatusKind::Finalized {
+                if status.status.is_final() {
                     return status;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

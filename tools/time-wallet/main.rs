@@ -204,7 +204,6 @@ async fn status(context: &Context, arguments: &cli::Status) -> anyhow::Result<()
         None => ("no proof".into(), "none"),
         Some(None) => ("proof not checked: give --genesis FILE".into(), "unchecked"),
         Some(Some(Ok(proven))) => (format!("proof verified\n{}", proven.text()), "verified"),
-        Some(Some(Err(ProofError::Block))) => ("proof by a block, which this version cannot verify".into(), "block"),
         Some(Some(Err(error))) => (error.to_string(), "invalid"),
     };
     let mut text = format!(

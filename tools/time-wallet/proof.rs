@@ -4,9 +4,9 @@
 //! of kind `Commit` proves finality. No I/O.
 
 use serde_json::Value;
-use time_masternode::consensus::{Certificate, CertificateError, Committee, VoteKind};
+use time_masternode::consensus::{BlockError, CertificateError, CheckedBlock, Committee, VoteKind};
 use time_masternode::net::FinalityProof;
-use time_masternode::types::Txid;
+use time_masternode::types::{PublicKey, Txid};
 
 use super::report::printable;
 
@@ -33,15 +33,18 @@ pub enum ProofError {
     /// The votes do not hold.
     #[error("PROOF INVALID: {0}")]
     Certificate(#[from] CertificateError),
-    /// A proof by a block.
-    #[error("a block proof: this version cannot verify block proofs yet, so nothing is said about it")]
-    Block,
+    /// The block does not prove it.
+    #[error("PROOF INVALID: {0}")]
+    Block(#[from] BlockError),
+    /// A block contains many transactions; which one is to be proved has to be said.
+    #[error("a block proof: say which transaction it is to prove")]
+    WhichTransaction,
 }
 
 impl ProofError {
     /// Whether the proof was judged and found bad; otherwise it could not be judged.
     pub const fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Format(_) | Self::Block)
+        !matches!(self, Self::Format(_) | Self::WhichTransaction)
     }
 }
 
@@ -50,7 +53,9 @@ impl ProofError {
 pub struct Proven {
     /// The final transaction.
     pub txid: Txid,
-    /// Members that committed.
+    /// The block that proves it, where a block does.
+    pub block_height: Option<u64>,
+    /// Members that committed, to it or to the block.
     pub members: usize,
     /// Members there are.
     pub total_members: usize,
@@ -65,8 +70,9 @@ pub struct Proven {
 impl Proven {
     /// One sentence for people.
     pub fn text(&self) -> String {
+        let to = self.block_height.map_or_else(String::new, |height| format!(" to block {height}, which contains it"));
         format!(
-            "{} is final: {} of {} masternodes committed, weight {} of {} (quorum {})",
+            "{} is final: {} of {} masternodes committed{to}, weight {} of {} (quorum {})",
             self.txid, self.members, self.total_members, self.weight, self.total_weight, self.quorum
         )
     }
@@ -74,7 +80,7 @@ impl Proven {
     /// The same for programs.
     pub fn json(&self) -> Value {
         serde_json::json!({
-            "txid": self.txid, "final": true, "proof": "verified",
+            "txid": self.txid, "final": true, "proof": "verified", "block_height": self.block_height,
             "masternodes": self.members, "total_masternodes": self.total_members,
             "weight": self.weight, "total_weight": self.total_weight, "quorum": self.quorum,
         })
@@ -118,10 +124,6 @@ fn format_error(error: &serde_json::Error) -> ProofError {
 }
 
 fn from_value(value: Value) -> Result<FinalityProof, ProofError> {
-    // A block proof is named before it is parsed: its form may change, the answer does not.
-    if value.as_object().is_some_and(|map| map.len() == 1 && map.contains_key("Block")) {
-        return Err(ProofError::Block);
-    }
     if value.get("votes").is_some() {
         return serde_json::from_value(value).map(FinalityProof::Commit).map_err(|error| format_error(&error));
     }
@@ -130,7 +132,16 @@ fn from_value(value: Value) -> Result<FinalityProof, ProofError> {
 
 /// Verifies a proof; `expected` pins the transaction that it has to be about.
 pub fn verify(proof: &FinalityProof, committee: &Committee, expected: Option<Txid>) -> Result<Proven, ProofError> {
-    let FinalityProof::Commit(certificate) = proof else { return Err(ProofError::Block) };
+    let certificate = match proof {
+        FinalityProof::Commit(certificate) => certificate,
+        FinalityProof::Block(decided) => {
+            let txid = expected.ok_or(ProofError::WhichTransaction)?;
+            let proven = CheckedBlock::prove(decided.clone(), committee, &txid)?.into_inner();
+            let certificate = &proven.decided().certificate;
+            let voters = certificate.votes.iter().map(|vote| vote.voter);
+            return Ok(count(txid, Some(certificate.height), voters, committee));
+        }
+    };
     if let Some(expected) = expected.filter(|txid| *txid != certificate.txid) {
         return Err(ProofError::OtherTransaction { expected, found: certificate.txid });
     }
@@ -138,14 +149,22 @@ pub fn verify(proof: &FinalityProof, committee: &Committee, expected: Option<Txi
         return Err(ProofError::NotCommit(certificate.kind));
     }
     let checked = certificate.clone().verify(committee)?.into_inner();
-    Ok(count(checked.certificate(), committee))
+    let voters = checked.certificate().votes.iter().map(|vote| vote.voter);
+    Ok(count(certificate.txid, None, voters, committee))
 }
 
-fn count(verified: &Certificate, committee: &Committee) -> Proven {
-    let voters = verified.votes.iter().filter_map(|vote| committee.index_of(&vote.voter));
+fn count(
+    txid: Txid,
+    block_height: Option<u64>,
+    voters: impl Iterator<Item = PublicKey> + Clone,
+    committee: &Committee,
+) -> Proven {
+    let members = voters.clone().count();
+    let voters = voters.filter_map(|voter| committee.index_of(&voter));
     Proven {
-        txid: verified.txid,
-        members: verified.votes.len(),
+        txid,
+        block_height,
+        members,
         total_members: committee.members().len(),
         weight: voters.map(|index| committee.weight(index)).sum(),
         total_weight: committee.total_weight(),
