@@ -45,12 +45,15 @@ async fn an_embedded_node_processes_answers_and_stops() {
     let query = NetworkMessage::UTXOStateQuery(UTXOStateQuery { outpoints: vec![coin.outpoint.to_string()] });
     match node.handle_network_message(&query, local()).await.unwrap() {
         Some(NetworkMessage::UTXOStateResponse(response)) => {
-            assert!(matches!(response.states[0].state, Some(UTXOState::SpentFinalized { .. })));
+            assert!(matches!(
+                response.states[0].state,
+                Some(UTXOState::SpentFinalized { .. } | UTXOState::Confirmed { .. })
+            ));
         }
         other => panic!("{other:?}"),
     }
-    let votes = NetworkMessage::GetBlocks(time_masternode::net::GetBlocks { from_height: 1, limit: 1 });
-    let refused = node.handle_network_message(&votes, local()).await.unwrap();
+    let status = NetworkMessage::Status(time_masternode::net::Status { height: 0, in_flight: Vec::new() });
+    let refused = node.handle_network_message(&status, local()).await.unwrap();
     assert!(matches!(refused, Some(NetworkMessage::Error(_))), "{refused:?}");
     let stats = node.stats().unwrap();
     assert_eq!((stats.finalized, stats.in_flight), (1, 0));

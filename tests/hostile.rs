@@ -42,7 +42,7 @@ struct Target {
 
 impl Target {
     async fn new(nodes: u16) -> Self {
-        Self::of(TestNet::running(nodes)).await
+        Self::of(TestNet::without_blocks(nodes)).await
     }
 
     async fn of(net: TestNet) -> Self {

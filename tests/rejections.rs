@@ -44,7 +44,7 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let mut net = TestNet::running(4);
+        let mut net = TestNet::without_blocks(4);
         let coins = net.coins();
         let [spent, locked, free, other] = <[Coin; 4]>::try_from(coins).unwrap_or_else(|_| panic!("four coins"));
         let spender = net.split(&spent, 3);

@@ -573,7 +573,7 @@ async fn slow_wallets_cost_nothing_and_lose_nothing() {
     const SLOW: usize = 12;
     const PATIENT: usize = 2;
     const PAYMENTS: u64 = 120;
-    let net = TestNet::running(1);
+    let net = TestNet::without_blocks(1);
     let mut payer = net.wallet(0).await;
     let coin = net.coins().remove(0);
     let coins = split(&net, &mut payer, &coin, PAYMENTS).await;

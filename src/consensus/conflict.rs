@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::certificate::Certificate;
 use super::committee::MemberIndex;
+use super::event::Suspension;
 use super::finality::WithoutLocks;
-use super::machine::{Machine, Step, Suspension, Timer};
+use super::machine::{Machine, Step, Timer};
 use super::validate::check_ledger;
 use super::verified::Verified;
 use super::view::View;

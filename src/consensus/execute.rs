@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::machine::{Action, Fault, Machine, Progress, Source, Step, refuse};
+use super::event::{Action, Fault, Progress, Source};
+use super::machine::{Machine, Step, refuse};
 use super::validate::Rejection;
 use super::view::{Dead, Finalized, LogEntry, Settled, Utxo, View};
 use super::vote::VoteKind;
@@ -43,11 +44,15 @@ impl Machine {
             };
             self.confirm(step, &mut execution, &transaction);
         }
-        for txid in &block.aborts {
-            let rival = self.pending.get(txid).and_then(|p| p.transaction.clone());
-            let by = rival.and_then(|transaction| self.pending.rivals(&transaction).into_iter().next());
-            self.kill(step, &mut execution, *txid, by);
-            step.changes.dead.insert(*txid, Dead { by, height: block.height });
+        // Who contradicts whom is asked before the first of them is gone.
+        let named = |txid: &Txid| {
+            let transaction = self.pending.get(txid)?.transaction.clone()?;
+            self.pending.rivals(&transaction).into_iter().next()
+        };
+        let aborts: Vec<(Txid, Option<Txid>)> = block.aborts.iter().map(|txid| (*txid, named(txid))).collect();
+        for (txid, by) in aborts {
+            self.kill(step, &mut execution, txid, by);
+            step.changes.dead.insert(txid, Dead { by, height: block.height });
         }
         self.pay_fees(step, &mut execution, &decided);
         if step.fault.is_some() {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::machine::{Action, Fault, Machine, Progress, Step, Timer};
+use super::event::{Action, Fault, Progress};
+use super::machine::{Machine, Step, Timer};
 use super::validate::check_ledger;
 use super::view::{Dead, Finalized, InFlight, Overlay, Settled, Utxo, View};
 use super::vote::{Vote, VoteKind};

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::committee::MemberIndex;
-use super::machine::{Action, Machine, Step};
+use super::event::Action;
+use super::machine::{Machine, Step};
 use super::view::View;
 use crate::limits::{
     MAX_BODIES_ASKED, MAX_ENTRIES_PER_COMMIT, MAX_QUEUED_ENTRIES, SYNC_ANSWER_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,

@@ -39,6 +39,7 @@ mod certificate;
 mod chain;
 mod committee;
 mod conflict;
+mod event;
 mod execute;
 mod finality;
 mod follow;
@@ -59,9 +60,8 @@ pub use block::{BlockError, CheckedBlock};
 pub use certificate::{Certificate, CertificateError, CheckedCertificate, SignedVote};
 pub use chain::{BlockFault, ChainTip};
 pub use committee::{Committee, MemberIndex, quorum};
-pub use machine::{
-    Action, Ballot, Event, Fault, Machine, Now, Progress, Recovered, Source, Step, Suspension, Ticket, Voting,
-};
+pub use event::{Action, Ballot, Event, Fault, Now, Progress, Recovered, Source, Suspension, Ticket, Voting};
+pub use machine::{Machine, Step};
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
 pub use verified::{Signable, Signed, Verified};
 pub use view::{Changes, Dead, Finalized, InFlight, LogEntry, Settled, Transition, Utxo, View};

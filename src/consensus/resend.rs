@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::committee::MemberIndex;
-use super::machine::{Action, Machine, Step, Timer, refuse};
+use super::event::Action;
+use super::machine::{Machine, Step, Timer, refuse};
 use super::pending::Pending;
 use super::validate::Rejection;
 use super::view::View;

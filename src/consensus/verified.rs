@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::block::CheckedBlock;
 use super::certificate::CheckedCertificate;
-use super::machine::{Event, Source};
+use super::event::{Event, Source};
 use super::validate::SignedTransaction;
 use super::vote::MemberBatch;
 use crate::types::{SignatureItem, verify_batch};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::machine::Source;
+use super::event::Source;
 use crate::limits::MAX_WAITING_FOR_PARENTS;
 use crate::types::{Transaction, Txid};
 

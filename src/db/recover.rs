@@ -230,7 +230,7 @@ fn migrate(db: &sled::Db, data_dir: &Path, trees: &Trees, genesis: &Genesis) -> 
         return Ok(());
     }
     if read_meta::<u32>(trees, meta::SCHEMA)? == Some(1) {
-        tracing::info!("migrating the database to schema 2");
+        tracing::debug!("bringing the database to schema 2");
         super::m0002_blocks::apply(db, genesis)?;
         sync_sled(db, data_dir)?;
     }

@@ -117,6 +117,13 @@ impl TestNet {
         net
     }
 
+    /// The same, with an hour between blocks: for tests of what happens before them.
+    pub fn without_blocks(nodes: u16) -> Self {
+        let mut net = Self::with_interval(nodes, 3_600_000);
+        net.start_all();
+        net
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }

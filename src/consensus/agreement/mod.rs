@@ -11,6 +11,7 @@
 
 mod context;
 mod message;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,22 +23,20 @@ use malachitebft_core_consensus::{
     SignedConsensusMsg, State, ThresholdParams, ValuePayload, process,
 };
 use malachitebft_core_types::{
-    CertificateError, CommitCertificate, LinearTimeouts, NilOrVal, PolkaCertificate, Round, RoundCertificate,
-    RoundCertificateType, SignedMessage, Timeout, TimeoutKind, VoteExtensionPolicy, VoteType,
+    CertificateError, CommitCertificate, LinearTimeouts, Round, SignedMessage, Timeout, TimeoutKind,
+    VoteExtensionPolicy,
 };
 
 pub use message::{
     AgreementRecord, ConsensusMessage, ConsensusVote, Polka, Proposal, RoundChange, RoundTimer, RoundVote,
 };
 
-use self::context::{BlockContext, BlockProposal, BlockValue, BlockVote, ChainHeight, Electors};
+use self::context::{BlockContext, BlockProposal, BlockValue, ChainHeight, Electors};
 use self::message::{judged, proposal_bytes, vote_bytes};
+use self::verifier::Verifier;
 use super::committee::Committee;
 use crate::limits::{MAX_BLOCKS_AT_A_HEIGHT, MAX_CLOCK_AHEAD_MS, MAX_CONSENSUS_BACKLOG};
-use crate::types::{
-    Block, BlockHash, CommitSignature, CommitVote, DecidedBlock, GenesisHash, Height, PublicKey, SecretKey, Signature,
-    SignatureItem, verify_batch,
-};
+use crate::types::{Block, BlockHash, CommitSignature, CommitVote, DecidedBlock, Height, PublicKey, SecretKey};
 
 /// How long a round's steps may take: enough to fetch a block's transactions, growing
 /// until messages are faster.
@@ -91,8 +90,7 @@ pub(super) struct Agreement {
 
 /// What the crate's effects touch.
 struct Hands {
-    electors: Electors,
-    genesis_hash: GenesisHash,
+    verifier: Verifier,
     key: SecretKey,
     own: PublicKey,
     now_ms: u64,
@@ -129,8 +127,7 @@ impl Agreement {
         let (at, backlog) = (ChainHeight(height), MAX_CONSENSUS_BACKLOG);
         let state = State::new(BlockContext, at, electors.clone(), params, 4, backlog);
         let hands = Hands {
-            electors,
-            genesis_hash: *committee.genesis_hash(),
+            verifier: Verifier { electors, genesis_hash: *committee.genesis_hash() },
             key,
             own,
             now_ms: 0,
@@ -166,7 +163,7 @@ impl Agreement {
         hands.votes_said.clear();
         hands.proposals_said.clear();
         (hands.wanted, hands.decided) = (None, None);
-        let electors = hands.electors.clone();
+        let electors = hands.verifier.electors.clone();
         let policy = VoteExtensionPolicy::Disabled;
         self.feed(Input::StartHeight(ChainHeight(height), electors, is_restart, None, policy), now_ms)
     }
@@ -186,7 +183,7 @@ impl Agreement {
         records: Vec<AgreementRecord>,
         now_ms: u64,
     ) -> Result<(), AgreementFault> {
-        let genesis_hash = self.hands.genesis_hash;
+        let genesis_hash = self.hands.verifier.genesis_hash;
         let inputs: Vec<_> = records.iter().map(|record| record.to_input(&genesis_hash)).collect();
         for record in &records {
             if let AgreementRecord::Message(message) = record {
@@ -237,7 +234,7 @@ impl Agreement {
                 return Ok(Err(UnknownOwnMessage));
             }
         }
-        let input = message.to_input(&self.hands.genesis_hash);
+        let input = message.to_input(&self.hands.verifier.genesis_hash);
         self.feed(input, now_ms).map(Ok)
     }
 
@@ -274,7 +271,7 @@ impl Agreement {
     /// Puts a block forward.
     pub(super) fn propose(&mut self, block: Block, now_ms: u64) -> Result<(), AgreementFault> {
         let Some(round) = self.hands.wanted.take() else { return Ok(()) };
-        let value = BlockValue::new(Arc::new(block), &self.hands.genesis_hash);
+        let value = BlockValue::new(Arc::new(block), &self.hands.verifier.genesis_hash);
         let proposer = self.hands.own;
         let candidate = Candidate { value: value.clone(), round, proposer, verdict: Some(true) };
         self.hands.candidates.insert(value.hash, candidate);
@@ -380,24 +377,30 @@ impl Hands {
                 r.resume_with(())
             }
             Effect::SignVote(vote, r) => {
-                let signature = self.key.sign(&vote_bytes(&self.genesis_hash, &vote));
+                let signature = self.key.sign(&vote_bytes(&self.verifier.genesis_hash, &vote));
                 r.resume_with(SignedMessage::new(vote, signature))
             }
             Effect::SignProposal(proposal, r) => {
-                let signature = self.key.sign(&proposal_bytes(&self.genesis_hash, &proposal));
+                let signature = self.key.sign(&proposal_bytes(&self.verifier.genesis_hash, &proposal));
                 r.resume_with(SignedMessage::new(proposal, signature))
             }
             Effect::VerifySignature(message, key, r) => {
                 let SignedMessage { message, signature } = message;
-                let valid = key.verify(&self.signed_bytes(&message), &signature);
+                let valid = key.verify(&self.verifier.signed_bytes(&message), &signature);
                 if let (true, ConsensusMsg::Proposal(proposal)) = (valid, message) {
                     self.consider(proposal);
                 }
                 r.resume_with(valid)
             }
-            Effect::VerifyCommitCertificate(certificate, _, _, r) => r.resume_with(self.check_commit(&certificate)),
-            Effect::VerifyPolkaCertificate(certificate, _, _, r) => r.resume_with(self.check_polka(&certificate)),
-            Effect::VerifyRoundCertificate(certificate, _, _, r) => r.resume_with(self.check_round(&certificate)),
+            Effect::VerifyCommitCertificate(certificate, _, _, r) => {
+                r.resume_with(self.verifier.check_commit(&certificate))
+            }
+            Effect::VerifyPolkaCertificate(certificate, _, _, r) => {
+                r.resume_with(self.verifier.check_polka(&certificate))
+            }
+            Effect::VerifyRoundCertificate(certificate, _, _, r) => {
+                r.resume_with(self.verifier.check_round(&certificate))
+            }
             Effect::WalAppend(height, input, r) => {
                 if let Some(record) = AgreementRecord::of(input) {
                     self.log(height.0, record);
@@ -426,7 +429,7 @@ impl Hands {
                     .insert((vote.step == crate::types::ConsensusStep::Precommit, vote.round), vote.block_hash);
             }
             ConsensusMessage::Proposal(proposal) if proposal.proposer == self.own => {
-                self.proposals_said.insert(proposal.round, proposal.block.hash(&self.genesis_hash));
+                self.proposals_said.insert(proposal.round, proposal.block.hash(&self.verifier.genesis_hash));
             }
             _ => {}
         }
@@ -441,7 +444,7 @@ impl Hands {
                 let unknown = self.votes_said.get(&(precommit, vote.round)) != Some(&vote.block_hash);
                 let bytes = crate::types::consensus_vote_message(
                     vote.step,
-                    &self.genesis_hash,
+                    &self.verifier.genesis_hash,
                     vote.height,
                     vote.round,
                     vote.block_hash.as_ref(),
@@ -449,10 +452,11 @@ impl Hands {
                 unknown && self.own.verify(&bytes, &vote.signature)
             }
             ConsensusMessage::Proposal(proposal) if proposal.proposer == self.own => {
-                let hash = proposal.block.hash(&self.genesis_hash);
+                let hash = proposal.block.hash(&self.verifier.genesis_hash);
                 let unknown = self.proposals_said.get(&proposal.round) != Some(&hash);
                 let (height, round, valid_round) = (proposal.height, proposal.round, proposal.valid_round);
-                let bytes = crate::types::proposal_message(&self.genesis_hash, height, round, &hash, valid_round);
+                let bytes =
+                    crate::types::proposal_message(&self.verifier.genesis_hash, height, round, &hash, valid_round);
                 unknown && self.own.verify(&bytes, &proposal.signature)
             }
             _ => false,
@@ -477,7 +481,9 @@ impl Hands {
         // What the log holds a verdict of is not judged again.
         let hash = value.hash;
         let known = self.replaying.iter().flatten().find_map(|record| match record {
-            AgreementRecord::Judged { block, valid, .. } => (block.hash(&self.genesis_hash) == hash).then_some(*valid),
+            AgreementRecord::Judged { block, valid, .. } => {
+                (block.hash(&self.verifier.genesis_hash) == hash).then_some(*valid)
+            }
             _ => None,
         });
         let round = round.as_u32().unwrap_or(0);
@@ -502,78 +508,5 @@ impl Hands {
                 votes: certificate.commit_signatures.iter().map(vote).collect(),
             },
         });
-    }
-
-    fn signed_bytes(&self, message: &ConsensusMsg<BlockContext>) -> [u8; 32] {
-        match message {
-            ConsensusMsg::Vote(vote) => vote_bytes(&self.genesis_hash, vote),
-            ConsensusMsg::Proposal(proposal) => proposal_bytes(&self.genesis_hash, proposal),
-        }
-    }
-
-    fn check_commit(
-        &self,
-        certificate: &CommitCertificate<BlockContext>,
-    ) -> Result<(), CertificateError<BlockContext>> {
-        let (height, round) = (certificate.height, certificate.round);
-        let votes = certificate.commit_signatures.iter().map(|s| {
-            let value = NilOrVal::Val(certificate.value_id);
-            (BlockVote { kind: VoteType::Precommit, height, round, value, voter: s.address }, s.signature)
-        });
-        self.check_votes(votes, ThresholdParams::default().quorum)
-    }
-
-    fn check_polka(&self, certificate: &PolkaCertificate<BlockContext>) -> Result<(), CertificateError<BlockContext>> {
-        let (height, round) = (certificate.height, certificate.round);
-        let votes = certificate.polka_signatures.iter().map(|s| {
-            let value = NilOrVal::Val(certificate.value_id);
-            (BlockVote { kind: VoteType::Prevote, height, round, value, voter: s.address }, s.signature)
-        });
-        self.check_votes(votes, ThresholdParams::default().quorum)
-    }
-
-    fn check_round(&self, certificate: &RoundCertificate<BlockContext>) -> Result<(), CertificateError<BlockContext>> {
-        let thresholds = ThresholdParams::default();
-        let (height, round) = (certificate.height, certificate.round);
-        let mut votes = Vec::with_capacity(certificate.round_signatures.len());
-        for s in &certificate.round_signatures {
-            let precommits_only = certificate.cert_type == RoundCertificateType::Precommit;
-            if precommits_only && s.vote_type != VoteType::Precommit {
-                return Err(CertificateError::InvalidVoteType(s.address));
-            }
-            let vote = BlockVote { kind: s.vote_type, height, round, value: s.value_id, voter: s.address };
-            votes.push((vote, s.signature));
-        }
-        let needed = match certificate.cert_type {
-            RoundCertificateType::Precommit => thresholds.quorum,
-            RoundCertificateType::Skip => thresholds.honest,
-        };
-        self.check_votes(votes.into_iter(), needed)
-    }
-
-    /// Votes of distinct members, validly signed, of enough weight.
-    fn check_votes(
-        &self,
-        votes: impl Iterator<Item = (BlockVote, Signature)>,
-        needed: malachitebft_core_types::ThresholdParam,
-    ) -> Result<(), CertificateError<BlockContext>> {
-        use malachitebft_core_types::{Validator, ValidatorSet};
-        let total = self.electors.total_voting_power();
-        let (mut seen, mut signed, mut items) = (Vec::new(), 0_u64, Vec::new());
-        for (vote, signature) in votes {
-            let elector =
-                self.electors.get_by_address(&vote.voter).ok_or(CertificateError::UnknownValidator(vote.voter))?;
-            if seen.contains(&vote.voter) {
-                return Err(CertificateError::DuplicateVote(vote.voter));
-            }
-            seen.push(vote.voter);
-            signed += elector.voting_power();
-            items.push(SignatureItem::new(&vote.voter, &vote_bytes(&self.genesis_hash, &vote), &signature));
-        }
-        if !needed.is_met(signed, total) {
-            let expected = needed.min_expected(total);
-            return Err(CertificateError::NotEnoughVotingPower { signed, total, expected });
-        }
-        if verify_batch(&items) { Ok(()) } else { Err(CertificateError::VerificationError(None)) }
     }
 }
