@@ -283,7 +283,7 @@ async fn noise_after_a_good_upgrade() {
         ("a unit", "\"Ping\"".into(), ErrorCode::Malformed),
         ("an unknown message", "{\"Pink\": {\"nonce\": 1}}".into(), ErrorCode::UnknownMessage),
         ("a long unknown message", long_tag, ErrorCode::UnknownMessage),
-        ("blocks", "{\"GetBlocks\": {\"from_height\": 1, \"limit\": 1}}".into(), ErrorCode::UnknownMessage),
+        ("what only members may say", "{\"Blocks\": {\"blocks\": []}}".into(), ErrorCode::NotAuthorized),
     ];
     for (what, text, code) in texts {
         let error = assert_refused(&mut link, what, &text, code).await;
@@ -368,7 +368,7 @@ async fn silence_is_not_waited_for() {
 
 /// Three of four run, so that the fourth's key is free to use.
 async fn three_of_four() -> (Target, SecretKey) {
-    let mut net = TestNet::new(4);
+    let mut net = TestNet::with_interval(4, 3_600_000);
     for node in 0..3 {
         net.start(node);
     }
@@ -711,7 +711,7 @@ fn plain(log: &str) -> String {
 #[tokio::test]
 async fn one_address_gets_so_many_connections() {
     const PLACES: usize = 8;
-    let mut net = TestNet::new(1);
+    let mut net = TestNet::with_interval(1, 3_600_000);
     net.set_environment("TIME_MAX_CONNECTIONS_PER_IP", &PLACES.to_string());
     net.start_all();
     let mut target = Target::of(net).await;

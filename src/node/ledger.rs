@@ -9,14 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::health::LedgerHealth;
 use super::outbox::Outbox;
 use crate::consensus::{
     Action, Ballot, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified,
@@ -29,7 +30,7 @@ use crate::db::{
 use crate::limits::{
     LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
 };
-use crate::types::{Genesis, Height, SecretKey, Transaction, Txid, UnixSeconds};
+use crate::types::{Genesis, SecretKey, Transaction, Txid, UnixSeconds};
 
 /// What a ledger is opened with.
 #[derive(Debug)]
@@ -119,90 +120,6 @@ pub(super) struct Inputs {
 struct Queues {
     members: Receiver<Work>,
     wallets: Receiver<Work>,
-}
-
-/// What the rest of the node may know of the ledger at any time.
-#[derive(Debug)]
-pub struct LedgerHealth {
-    pub(super) in_flight: AtomicUsize,
-    pub(super) commits: AtomicU64,
-    pub(super) finalized: AtomicU64,
-    pub(super) votes: AtomicU64,
-    pub(super) commit_micros: AtomicU64,
-    pub(super) last_commit: AtomicI64,
-    pub(super) equivocations: AtomicU64,
-    pub(super) unconfirmed: AtomicUsize,
-    height: AtomicU64,
-    goal: AtomicU64,
-    behind: AtomicBool,
-    voting: Mutex<Voting>,
-    stopped: watch::Sender<Option<Result<(), String>>>,
-}
-
-impl LedgerHealth {
-    fn new(voting: Voting) -> Self {
-        Self {
-            in_flight: AtomicUsize::new(0),
-            commits: AtomicU64::new(0),
-            finalized: AtomicU64::new(0),
-            votes: AtomicU64::new(0),
-            commit_micros: AtomicU64::new(0),
-            last_commit: AtomicI64::new(0),
-            equivocations: AtomicU64::new(0),
-            unconfirmed: AtomicUsize::new(0),
-            height: AtomicU64::new(0),
-            goal: AtomicU64::new(0),
-            behind: AtomicBool::new(voting == Voting::Observer),
-            voting: Mutex::new(voting),
-            stopped: watch::Sender::new(None),
-        }
-    }
-
-    /// Whether this node votes.
-    pub fn voting(&self) -> Voting {
-        *self.voting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Transactions in flight here.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// The height of this node's chain.
-    pub fn height(&self) -> Height {
-        self.height.load(Ordering::Relaxed)
-    }
-
-    /// The height up to which there is a chain, as far as members say.
-    pub fn goal(&self) -> Height {
-        self.goal.load(Ordering::Relaxed)
-    }
-
-    /// Whether blocks are missing here, as far as this node knows.
-    pub fn is_behind(&self) -> bool {
-        self.behind.load(Ordering::Relaxed)
-    }
-
-    /// Something without which the node must not go on has failed.
-    pub(super) fn fail(&self, reason: String) {
-        tracing::error!(%reason, "the node has to stop");
-        self.stopped.send_if_modified(|stopped| {
-            let first = stopped.is_none();
-            if first {
-                *stopped = Some(Err(reason));
-            }
-            first
-        });
-    }
-
-    /// Waits until the ledger thread has ended, well (`Ok`) or because it had to (`Err`).
-    pub async fn stopped(&self) -> Result<(), String> {
-        let mut stopped = self.stopped.subscribe();
-        match stopped.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or(Ok(())),
-            Err(_) => Err("the ledger thread vanished".into()),
-        }
-    }
 }
 
 /// The state of all outputs, and the only way to change it.

@@ -7,6 +7,7 @@
 //! decision out, and `feed` tells the wallets what changed.
 
 mod feed;
+mod health;
 mod http;
 mod ledger;
 mod outbox;
@@ -33,8 +34,9 @@ use crate::limits::OBSERVE_EVERY;
 use crate::net::{Handler, Incoming, Mailbox, NetworkMessage, PeerManager, TransactionStatus, TransactionStatusKind};
 use crate::types::RawTransaction;
 
+pub use health::LedgerHealth;
 pub use http::NodeStatus;
-pub use ledger::{LedgerConfig, LedgerError, LedgerHealth, UTXOStateManager};
+pub use ledger::{LedgerConfig, LedgerError, UTXOStateManager};
 pub use protocol::UTXOProtocolHandler;
 
 /// How long an in-process request waits for its answer.

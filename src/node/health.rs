@@ -1,0 +1,93 @@
+//! How the ledger is doing, for whoever wants to know.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::consensus::Voting;
+use crate::types::Height;
+
+/// What the rest of the node may know of the ledger at any time.
+#[derive(Debug)]
+pub struct LedgerHealth {
+    pub(super) in_flight: AtomicUsize,
+    pub(super) commits: AtomicU64,
+    pub(super) finalized: AtomicU64,
+    pub(super) votes: AtomicU64,
+    pub(super) commit_micros: AtomicU64,
+    pub(super) last_commit: AtomicI64,
+    pub(super) equivocations: AtomicU64,
+    pub(super) unconfirmed: AtomicUsize,
+    pub(super) height: AtomicU64,
+    pub(super) goal: AtomicU64,
+    pub(super) behind: AtomicBool,
+    pub(super) voting: Mutex<Voting>,
+    pub(super) stopped: watch::Sender<Option<Result<(), String>>>,
+}
+
+impl LedgerHealth {
+    pub(super) fn new(voting: Voting) -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            commits: AtomicU64::new(0),
+            finalized: AtomicU64::new(0),
+            votes: AtomicU64::new(0),
+            commit_micros: AtomicU64::new(0),
+            last_commit: AtomicI64::new(0),
+            equivocations: AtomicU64::new(0),
+            unconfirmed: AtomicUsize::new(0),
+            height: AtomicU64::new(0),
+            goal: AtomicU64::new(0),
+            behind: AtomicBool::new(voting == Voting::Observer),
+            voting: Mutex::new(voting),
+            stopped: watch::Sender::new(None),
+        }
+    }
+
+    /// Whether this node votes.
+    pub fn voting(&self) -> Voting {
+        *self.voting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Transactions in flight here.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The height of this node's chain.
+    pub fn height(&self) -> Height {
+        self.height.load(Ordering::Relaxed)
+    }
+
+    /// The height up to which there is a chain, as far as members say.
+    pub fn goal(&self) -> Height {
+        self.goal.load(Ordering::Relaxed)
+    }
+
+    /// Whether blocks are missing here, as far as this node knows.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Something without which the node must not go on has failed.
+    pub(super) fn fail(&self, reason: String) {
+        tracing::error!(%reason, "the node has to stop");
+        self.stopped.send_if_modified(|stopped| {
+            let first = stopped.is_none();
+            if first {
+                *stopped = Some(Err(reason));
+            }
+            first
+        });
+    }
+
+    /// Waits until the ledger thread has ended, well (`Ok`) or because it had to (`Err`).
+    pub async fn stopped(&self) -> Result<(), String> {
+        let mut stopped = self.stopped.subscribe();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(Ok(())),
+            Err(_) => Err("the ledger thread vanished".into()),
+        }
+    }
+}
