@@ -28,10 +28,12 @@ pub const MAX_BLOCK_PLACES: usize = 131_072;
 pub const MAX_CLOCK_AHEAD_MS: u64 = 10_000;
 /// How long a certified transaction is in flight before a block may settle it.
 pub const STUCK_AFTER_MS: u64 = 2_000;
-/// Blocks that are put forward at one height and looked at.
-pub const MAX_BLOCKS_AT_A_HEIGHT: usize = 64;
+/// Blocks that are put forward in one round and looked at; an honest proposer makes one.
+pub const MAX_BLOCKS_OF_A_ROUND: usize = 3;
 /// Consensus messages of later heights that the agreement keeps.
 pub const MAX_CONSENSUS_BACKLOG: usize = 256;
+/// How often it is looked whether there is something to put into a block.
+pub const LOOK_FOR_CONTENT_MS: u64 = 50;
 /// How long what a proposed block lacks is asked of its proposer alone.
 pub const ASK_EVERYBODY_AFTER_MS: u64 = 400;
 

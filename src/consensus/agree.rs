@@ -10,12 +10,21 @@ use super::committee::MemberIndex;
 use super::event::{Action, Fault, Suspension};
 use super::machine::{Machine, Step};
 use super::view::View;
-use crate::limits::{ASK_EVERYBODY_AFTER_MS, SYNC_POLL_MS};
+use crate::limits::{ASK_EVERYBODY_AFTER_MS, LOOK_FOR_CONTENT_MS, SYNC_POLL_MS};
 use crate::types::{BlockHash, Height, Txid};
 
-/// What is lacking for a verdict, and when it was asked for.
+/// What is lacking for verdicts on proposed blocks.
 #[derive(Debug, Default)]
-pub(super) struct Lacking(BTreeMap<BlockHash, (Vec<Txid>, u64)>);
+pub(super) struct Lacking(BTreeMap<BlockHash, Errand>);
+
+/// What one block lacks, and when it is asked for again: later each time, for a liar may
+/// put forward what nobody has.
+#[derive(Debug)]
+struct Errand {
+    txids: Vec<Txid>,
+    again_ms: u64,
+    tries: u32,
+}
 
 impl Machine {
     /// A message about a block came from a member.
@@ -101,11 +110,17 @@ impl Machine {
         self.with_agreement(step, |agreement, _| agreement.tick(now_ms).map(Ok));
         let running = self.agreement.as_ref().is_some_and(Agreement::running);
         let due_at = self.chain.executed_at_ms.saturating_add(self.chain.interval_ms);
-        if !running && now_ms >= due_at && !self.is_behind(now_ms) && self.has_block_content(now_ms) {
+        // Looking through all that is in flight is dear, so it is done now and then.
+        let look = now_ms >= self.chain.look_at_ms;
+        if look {
+            self.chain.look_at_ms = now_ms + LOOK_FOR_CONTENT_MS;
+        }
+        if look && !running && now_ms >= due_at && !self.is_behind() && self.has_block_content(now_ms) {
             self.with_agreement(step, |agreement, _| agreement.start(next, now_ms).map(Ok));
         }
         self.judge_candidates(step);
-        if self.agreement.as_ref().is_some_and(Agreement::wants_block) {
+        let started = !running && self.agreement.as_ref().is_some_and(Agreement::running);
+        if (look || started) && self.agreement.as_ref().is_some_and(Agreement::wants_block) {
             let proposer = self.own.map(|own| self.committee.member(own).public_key);
             if let Some(block) = proposer.and_then(|proposer| self.build(step, proposer)) {
                 self.with_agreement(step, |agreement, _| agreement.propose(block, now_ms).map(Ok));
@@ -122,8 +137,8 @@ impl Machine {
 
     /// The open height is over: what was only wanted for its proposals is wanted no more.
     pub(super) fn forget_lacking(&mut self) {
-        for (txids, _) in std::mem::take(&mut self.lacking).0.into_values() {
-            for txid in txids {
+        for errand in std::mem::take(&mut self.lacking).0.into_values() {
+            for txid in errand.txids {
                 let named = self.evidence.values().any(|named| *named == txid);
                 if !named && self.pending.get(&txid).is_some_and(|pending| !pending.matters()) {
                     self.pending.remove(&txid);
@@ -157,9 +172,9 @@ impl Machine {
 
     /// A block that lacked something is looked at again when all of it may be here.
     fn may_be_judged<V: View>(&self, step: &Step<'_, V>, hash: &BlockHash) -> bool {
-        let Some((txids, asked_ms)) = self.lacking.0.get(hash) else { return true };
-        let due = step.now.ms >= asked_ms + ASK_EVERYBODY_AFTER_MS;
-        due || txids.iter().all(|txid| {
+        let Some(errand) = self.lacking.0.get(hash) else { return true };
+        let due = step.now.ms >= errand.again_ms;
+        due || errand.txids.iter().all(|txid| {
             let pending = self.pending.get(txid);
             self.chain.unconfirmed.contains(txid)
                 || pending.is_some_and(|p| p.transaction.is_some() && p.has_certificate())
@@ -174,13 +189,14 @@ impl Machine {
         txids: Vec<Txid>,
         proposer: Option<MemberIndex>,
     ) {
-        let again = self.lacking.0.contains_key(&hash);
+        let tries = self.lacking.0.get(&hash).map_or(0, |errand| errand.tries + 1);
         for txid in &txids {
             // The place says that the body is wanted, whatever its inputs are like.
             self.pending.entry(*txid);
-            let to = proposer.filter(|proposer| !again && Some(*proposer) != self.own);
+            let to = proposer.filter(|proposer| tries == 0 && Some(*proposer) != self.own);
             step.act(Action::Request { to, txid: *txid });
         }
-        self.lacking.0.insert(hash, (txids, step.now.ms));
+        let again_ms = step.now.ms + (ASK_EVERYBODY_AFTER_MS << tries.min(5));
+        self.lacking.0.insert(hash, Errand { txids, again_ms, tries });
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::committee::MemberIndex;
+use super::committee::{Committee, MemberIndex};
 use super::event::Action;
 use super::machine::{Machine, Step};
 use super::view::View;
@@ -65,6 +65,14 @@ impl Follow {
         true
     }
 
+    /// A body is wanted; asking for it comes by itself.
+    fn want(&mut self, txid: Txid) {
+        if let std::collections::btree_map::Entry::Vacant(place) = self.bodies.entry(txid) {
+            place.insert(None);
+            self.to_ask.push_back(txid);
+        }
+    }
+
     fn end(&self, tip: Height) -> Height {
         tip + self.queue.len() as Height
     }
@@ -73,6 +81,21 @@ impl Follow {
     fn goal(&self, now_ms: u64) -> Height {
         let believed = self.heights.iter().filter(|(member, _)| !self.is_distrusted(member, now_ms));
         believed.map(|(_, height)| *height).max().unwrap_or(0)
+    }
+
+    /// The greatest height that members of more than a third of the weight have: one of them
+    /// is honest.
+    fn sure_goal(&self, committee: &Committee) -> Height {
+        let mut claims: Vec<(Height, u64)> =
+            self.heights.iter().map(|(member, height)| (*height, committee.weight(*member))).collect();
+        claims.sort_unstable_by(|a, b| b.cmp(a));
+        let mut weight = 0;
+        let enough = committee.total_weight() / 3;
+        let sure = claims.into_iter().find(|(_, more)| {
+            weight += more;
+            weight > enough
+        });
+        sure.map_or(0, |(height, _)| height)
     }
 
     fn is_distrusted(&self, member: &MemberIndex, now_ms: u64) -> bool {
@@ -127,10 +150,11 @@ impl Machine {
     }
 
     /// Whether there is more of the chain than this node has executed, as far as it knows.
-    pub fn is_behind(&self, now_ms: u64) -> bool {
+    /// What one liar claims does not count.
+    pub fn is_behind(&self) -> bool {
         let follow = &self.follow;
         let unsure = self.own.is_none() && !follow.at_the_end;
-        unsure || !follow.queue.is_empty() || follow.goal(now_ms) > self.chain.tip.height
+        unsure || !follow.queue.is_empty() || follow.sure_goal(&self.committee) > self.chain.tip.height
     }
 
     /// The height of this node's chain.
@@ -191,19 +215,22 @@ impl Machine {
             if self.follow.queued_entries > 0 && self.follow.queued_entries + entries > MAX_QUEUED_ENTRIES {
                 return;
             }
-            self.enqueue(step, decided);
+            self.enqueue(decided);
         }
     }
 
-    fn enqueue<V: View>(&mut self, step: &Step<'_, V>, decided: Arc<DecidedBlock>) {
+    /// Whether the body of a queued block's transaction is here. What was in flight when the
+    /// block came may be gone when its turn comes.
+    fn has_body(&self, txid: &Txid) -> bool {
+        self.chain.unconfirmed.contains(txid)
+            || self.pending.get(txid).is_some_and(|pending| pending.transaction.is_some())
+            || self.follow.body(txid).is_some()
+    }
+
+    fn enqueue(&mut self, decided: Arc<DecidedBlock>) {
         for txid in &decided.block.transactions {
-            let here = self.chain.unconfirmed.contains(txid)
-                || self.pending.get(txid).is_some_and(|pending| pending.transaction.is_some())
-                || self.follow.bodies.contains_key(txid)
-                || step.view().settled(txid).is_some();
-            if !here {
-                self.follow.bodies.insert(*txid, None);
-                self.follow.to_ask.push_back(*txid);
+            if !self.has_body(txid) {
+                self.follow.want(*txid);
             }
         }
         self.follow.queued_entries += decided.block.transactions.len();
@@ -219,11 +246,10 @@ impl Machine {
                 self.drop_front();
                 continue;
             }
-            let missing = next.block.transactions.iter().any(|txid| {
-                let wanted = self.follow.bodies.get(txid).is_some_and(Option::is_none);
-                wanted && self.pending.get(txid).is_none_or(|pending| pending.transaction.is_none())
-            });
-            if missing {
+            let missing = next.block.transactions.iter().filter(|txid| !self.has_body(txid));
+            let missing: Vec<Txid> = missing.copied().collect();
+            if !missing.is_empty() {
+                missing.into_iter().for_each(|txid| self.follow.want(txid));
                 break;
             }
             if executed > 0 && executed + next.block.transactions.len() > MAX_ENTRIES_PER_COMMIT {
@@ -290,7 +316,7 @@ impl Machine {
                 return;
             }
             follow.asked_blocks = None;
-            follow.heights.remove(&asked.member);
+            follow.distrust(asked.member, now_ms);
         }
         if follow.queued_entries >= MAX_QUEUED_ENTRIES / 2 {
             return;

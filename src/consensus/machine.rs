@@ -36,6 +36,8 @@ pub(super) struct Chain {
     pub(super) interval_ms: u64,
     /// When the last block was executed here.
     pub(super) executed_at_ms: u64,
+    /// When to look again whether a block has content.
+    pub(super) look_at_ms: u64,
 }
 
 /// The machine. One thread owns it.
@@ -133,7 +135,7 @@ impl Machine {
             room: ParentRoom::default(),
             awaiting: BTreeMap::new(),
             timers: BTreeSet::new(),
-            chain: Chain { tip, unconfirmed: Unconfirmed::default(), interval_ms: 0, executed_at_ms: 0 },
+            chain: Chain { tip, unconfirmed: Unconfirmed::default(), interval_ms: 0, executed_at_ms: 0, look_at_ms: 0 },
             follow: Follow::default(),
             agreement: None,
             lacking: Lacking::default(),

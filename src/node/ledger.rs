@@ -511,7 +511,7 @@ impl Ledger {
         }
         health.unconfirmed.store(self.machine.unconfirmed(), Ordering::Relaxed);
         health.goal.store(self.machine.goal(now_ms), Ordering::Relaxed);
-        health.behind.store(self.machine.is_behind(now_ms), Ordering::Relaxed);
+        health.behind.store(self.machine.is_behind(), Ordering::Relaxed);
         health.equivocations.store(self.machine.equivocations(), Ordering::Relaxed);
         if let Some(commit) = commit {
             health.commits.fetch_add(1, Ordering::Relaxed);

@@ -35,7 +35,7 @@ use self::context::{BlockContext, BlockProposal, BlockValue, ChainHeight, Electo
 use self::message::{judged, proposal_bytes, vote_bytes};
 use self::verifier::Verifier;
 use super::committee::Committee;
-use crate::limits::{MAX_BLOCKS_AT_A_HEIGHT, MAX_CLOCK_AHEAD_MS, MAX_CONSENSUS_BACKLOG};
+use crate::limits::{MAX_BLOCKS_OF_A_ROUND, MAX_CLOCK_AHEAD_MS, MAX_CONSENSUS_BACKLOG};
 use crate::types::{Block, BlockHash, CommitSignature, CommitVote, DecidedBlock, Height, PublicKey, SecretKey};
 
 /// How long a round's steps may take: enough to fetch a block's transactions, growing
@@ -474,7 +474,10 @@ impl Hands {
     /// A proposal with a good signature: its block waits for a verdict.
     fn consider(&mut self, proposal: BlockProposal) {
         let BlockProposal { height, round, value, proposer, .. } = proposal;
-        let here = height.0 == value.block.height && self.candidates.len() < MAX_BLOCKS_AT_A_HEIGHT;
+        let round = round.as_u32().unwrap_or(0);
+        // A liar fills its own rounds and nobody else's.
+        let of_round = self.candidates.values().filter(|candidate| candidate.round == round).count();
+        let here = height.0 == value.block.height && of_round < MAX_BLOCKS_OF_A_ROUND;
         if !here || self.candidates.contains_key(&value.hash) {
             return;
         }
@@ -486,7 +489,6 @@ impl Hands {
             }
             _ => None,
         });
-        let round = round.as_u32().unwrap_or(0);
         self.candidates.insert(hash, Candidate { value, round, proposer, verdict: known });
     }
 
