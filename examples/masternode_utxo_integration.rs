@@ -39,6 +39,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         genesis: genesis.clone(),
         key: Some(masternode),
         cache_bytes: 16 * 1024 * 1024,
+        // A key that was made just now has never voted.
+        first_start: true,
+        retention_blocks: None,
     })?);
 
     // 3. Both together, running.

@@ -5,24 +5,16 @@
 //! 0, supply u64, unconfirmed_from u64 = 1, lanes: u64 count = 1024, u16 each)`: the chain
 //! before its first block. Whatever the log holds as final is not in the chain.
 
-use sled::transaction::ConflictableTransactionError;
+use crate::db::FrozenRow;
+use crate::types::{Genesis, UtxoDigest};
 
-use crate::db::DatabaseError;
-use crate::types::{Amount, Genesis, UtxoDigest};
-
-/// Applies it, atomically with its stamp. The caller makes it durable.
-pub(crate) fn apply(db: &sled::Db, genesis: &Genesis) -> Result<(), DatabaseError> {
-    for name in ["blocks", "confirmed", "dead", "agreement"] {
-        db.open_tree(name)?;
-    }
+/// What it writes, atomically with its stamp.
+pub(crate) fn rows(genesis: &Genesis) -> Vec<FrozenRow> {
     let mut digest = UtxoDigest::new();
     for (outpoint, output) in genesis.transaction().creates() {
         digest.add(&outpoint, &output);
     }
     let supply: u64 = genesis.transaction().outputs().iter().map(|output| output.amount.units()).sum();
-    if Amount::from_units(supply).is_none() {
-        return Err(DatabaseError::corrupt("meta", "the genesis allocates more than there can be"));
-    }
     let mut row = Vec::with_capacity(64 + 2 * digest.lanes().len());
     row.extend_from_slice(&0_u64.to_le_bytes());
     row.extend_from_slice(genesis.hash().as_bytes());
@@ -33,14 +25,5 @@ pub(crate) fn apply(db: &sled::Db, genesis: &Genesis) -> Result<(), DatabaseErro
     for lane in digest.lanes() {
         row.extend_from_slice(&lane.to_le_bytes());
     }
-    let meta = db.open_tree("meta")?;
-    let result = meta.transaction(|meta| {
-        meta.insert(b"chain".as_slice(), row.as_slice())?;
-        meta.insert(b"schema".as_slice(), 2_u32.to_le_bytes().to_vec())?;
-        Ok::<(), ConflictableTransactionError<()>>(())
-    });
-    result.map_err(|error| match error {
-        sled::transaction::TransactionError::Storage(error) => DatabaseError::Sled(error),
-        sled::transaction::TransactionError::Abort(()) => DatabaseError::corrupt("meta", "the transaction was aborted"),
-    })
+    vec![("meta", b"chain".to_vec(), row), ("meta", b"schema".to_vec(), 2_u32.to_le_bytes().to_vec())]
 }

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::consensus::Committee;
 use crate::files::{self, FileError};
 use crate::keyfile::{KeyFile, KeyFileError, passphrase};
-use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP};
+use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, RETENTION_BLOCKS};
 use crate::net::{PeerConfig, PeerManager};
 use crate::node::{LedgerConfig, LedgerError, Listen, MasternodeUTXOIntegration, UTXOStateManager};
-use crate::types::{Genesis, GenesisError, RawGenesis, SecretKey};
+use crate::types::{Genesis, GenesisError, Height, RawGenesis, SecretKey};
 
 /// Bytes that a configuration file may have.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -80,6 +80,9 @@ pub struct Options {
     /// Connections from one IP address [default: 256]
     #[arg(long, env = "TIME_MAX_CONNECTIONS_PER_IP", value_name = "N")]
     pub max_connections_per_ip: Option<usize>,
+    /// Blocks whose spent outputs, certificates and changes are kept; 0 keeps everything [default: 604800]
+    #[arg(long, env = "TIME_RETENTION_BLOCKS", value_name = "N")]
+    pub retention_blocks: Option<u64>,
     /// What is logged, as in RUST_LOG [default: info]
     #[arg(long, env = "TIME_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -175,6 +178,7 @@ impl Options {
             cache_mb: self.cache_mb.or(others.cache_mb),
             max_connections: self.max_connections.or(others.max_connections),
             max_connections_per_ip: self.max_connections_per_ip.or(others.max_connections_per_ip),
+            retention_blocks: self.retention_blocks.or(others.retention_blocks),
             log: self.log.or(others.log),
             log_format: self.log_format.or(others.log_format),
         }
@@ -212,6 +216,24 @@ pub struct Settings {
     pub max_connections: usize,
     /// Connections from one IP address.
     pub max_connections_per_ip: usize,
+    /// Blocks whose spent outputs, certificates and changes are kept; `None` keeps
+    /// everything.
+    pub retention_blocks: Option<Height>,
+    /// The key has never been used: see [`LedgerConfig::first_start`].
+    pub first_start: bool,
+}
+
+/// What stands in a data directory that has never been used, made by `init` and `devnet`. The
+/// first start takes it away. A member without a database and without this file cannot
+/// know whether it has voted, and goes behind the fence.
+const FIRST_START_FILE: &str = "first-start";
+
+/// Makes a data directory for a key that has never been used.
+pub fn make_data_dir(data_dir: &Path) -> Result<(), FileError> {
+    files::make_dir(data_dir)?;
+    let text = "This directory has never been used. The first start of the node removes this file.\n\
+                Never put it back: it tells the node that its key has never voted.\n";
+    files::create_new(&data_dir.join(FIRST_START_FILE), 0o644, text.as_bytes())
 }
 
 impl TryFrom<Options> for Settings {
@@ -251,6 +273,7 @@ impl TryFrom<Options> for Settings {
         }
         Ok(Self {
             id,
+            first_start: data_dir.join(FIRST_START_FILE).exists(),
             data_dir,
             peers: parse_peers(options.peers.unwrap_or_default(), &genesis)?,
             genesis,
@@ -260,6 +283,7 @@ impl TryFrom<Options> for Settings {
             cache_bytes: cache_mb * 1024 * 1024,
             max_connections: options.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_ip: options.max_connections_per_ip.unwrap_or(MAX_CONNECTIONS_PER_IP),
+            retention_blocks: Some(options.retention_blocks.unwrap_or(RETENTION_BLOCKS)).filter(|n| *n > 0),
         })
     }
 }
@@ -279,7 +303,7 @@ fn parse_peers(texts: Vec<String>, genesis: &Genesis) -> Result<BTreeMap<String,
 
 impl Settings {
     /// Opens the database and puts the node together; it does not run yet.
-    pub fn open(self) -> Result<MasternodeUTXOIntegration, LedgerError> {
+    pub fn open(self) -> Result<MasternodeUTXOIntegration, ConfigError> {
         let committee = Arc::new(Committee::of_genesis(&self.genesis));
         let addresses = committee
             .indices()
@@ -299,11 +323,14 @@ impl Settings {
         });
         let ledger = UTXOStateManager::open(LedgerConfig {
             id: self.id.clone(),
-            data_dir: self.data_dir,
+            data_dir: self.data_dir.clone(),
             genesis: self.genesis,
             key: self.key,
             cache_bytes: self.cache_bytes,
+            first_start: self.first_start,
+            retention_blocks: self.retention_blocks,
         })?;
+        files::remove(&self.data_dir.join(FIRST_START_FILE))?;
         let node = MasternodeUTXOIntegration::new(self.id, Arc::new(ledger), Arc::new(peers));
         Ok(node.listening(self.listen))
     }
@@ -315,7 +342,7 @@ pub fn commented(options: &Options) -> String {
     let path = |value: &Option<PathBuf>| value.as_ref().map(|v| format!("{:?}", v.display().to_string()));
     let address = |value: &Option<SocketAddr>| value.map(|v| format!("\"{v}\""));
     let number = |value: Option<u64>| value.map(|v| v.to_string());
-    let rows: [(&str, Option<String>, &str, &str); 15] = [
+    let rows: [(&str, Option<String>, &str, &str); 16] = [
         ("data_dir", path(&options.data_dir), "\"data\"", "Where the database and its guard live."),
         ("genesis_file", path(&options.genesis_file), "\"genesis.json\"", "The network's genesis file."),
         (
@@ -368,6 +395,12 @@ pub fn commented(options: &Options) -> String {
             number(options.max_connections_per_ip.map(|n| n as u64)),
             "256",
             "Connections from one IP address.",
+        ),
+        (
+            "retention_blocks",
+            number(options.retention_blocks),
+            "604800",
+            "Blocks whose spent outputs, certificates and changes are kept; 0 keeps everything.",
         ),
         ("log", text(&options.log), "\"info\"", "What is logged, as in RUST_LOG."),
         (

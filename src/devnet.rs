@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, Options, commented};
+use crate::config::{ConfigError, Options, commented, make_data_dir};
 use crate::files::{self, FileError};
 use crate::keyfile::{self, KeyFileError};
 use crate::types::{Address, Allocation, Amount, Network, RawGenesis, RawMasternode, SecretKey};
@@ -132,6 +132,7 @@ impl Devnet {
         write_json(&directory.join(&devnet.genesis_file), &devnet.genesis(&keys, options.block_interval_ms))?;
         for (node, key) in devnet.nodes.iter().zip(&keys) {
             create(&directory.join(&node.id))?;
+            make_data_dir(&directory.join(&node.data_dir))?;
             keyfile::create(&directory.join(&node.id).join("masternode.key"), key, None)?;
             let config = commented(&Options {
                 data_dir: Some("data".into()),

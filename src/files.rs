@@ -59,6 +59,24 @@ fn read_limited(source: impl Read, path: &Path, limit: u64) -> Result<Zeroizing<
     Ok(bytes)
 }
 
+/// Makes a directory and those above it.
+pub fn make_dir(path: &Path) -> Result<(), FileError> {
+    std::fs::create_dir_all(path).map_err(failed("make", path))
+}
+
+/// Removes a file, durably. One that is not there is gone already.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("remove", path)(error)),
+    }
+    match path.parent() {
+        Some(parent) => File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent)),
+        None => Ok(()),
+    }
+}
+
 /// Reads a file of at most `limit` bytes; `-` is standard input.
 pub fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, FileError> {
     if path == Path::new("-") {

@@ -54,6 +54,13 @@ pub const SYNC_POLL_MS: u64 = 500;
 /// Entries of decided blocks that one commit executes.
 pub const MAX_ENTRIES_PER_COMMIT: usize = 2_048;
 
+/// How long a member may take for a page of what it names to be fenced.
+pub const FENCE_ANSWER_MS: u64 = 5_000;
+/// Outpoints and transactions that one member may name to be fenced, all together.
+pub const MAX_FENCED_PER_ANSWER: usize = 50_000_000;
+/// Outpoints and transactions on a page of such an answer.
+pub const MAX_FENCED_PER_PAGE: usize = 16_384;
+
 // --- The core's waiting rooms ---
 
 /// How long a transaction waits for its parents before it is `UnknownInput`.
@@ -102,6 +109,11 @@ pub const MAX_CONCURRENT_READS: usize = 16;
 
 /// Bytes of a value in sled; longer records are split into rows (blobs are never synced).
 pub const MAX_ROW_BYTES: usize = 7 * 1024;
+
+/// Blocks whose spent outputs, certificates and changes are kept: about a week of them.
+pub const RETENTION_BLOCKS: u64 = 604_800;
+/// Rows that one commit forgets.
+pub const MAX_PRUNED_PER_COMMIT: usize = 256;
 
 // --- Frames and messages (protocol §8, §9) ---
 

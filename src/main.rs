@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use time_masternode::config::{LogFormat, Options, Settings, commented, read_genesis};
+use time_masternode::config::{LogFormat, Options, Settings, commented, make_data_dir, read_genesis};
 use time_masternode::devnet::{Devnet, DevnetOptions};
 use time_masternode::node::MasternodeUTXOIntegration;
 use time_masternode::types::SecretKey;
@@ -66,6 +66,9 @@ struct Run {
     config: Option<PathBuf>,
     #[command(flatten)]
     options: Box<Options>,
+    /// This key has never been used: make the database without a fence. Never after a loss
+    #[arg(long)]
+    first_start: bool,
 }
 
 #[derive(Args)]
@@ -150,9 +153,9 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn init(args: &Init) -> anyhow::Result<()> {
-    std::fs::create_dir_all(args.dir.join("data")).with_context(|| format!("making {}", args.dir.display()))?;
     let config_file = args.dir.join("config.toml");
     anyhow::ensure!(!config_file.exists(), "{} exists already and is never overwritten", config_file.display());
+    make_data_dir(&args.dir.join("data")).context("making the data directory")?;
     if let Some(genesis) = &args.genesis {
         read_genesis(genesis)?;
         let bytes = std::fs::read(genesis).with_context(|| format!("reading {}", genesis.display()))?;
@@ -190,7 +193,8 @@ fn run(args: Run) -> Result<(), Failure> {
     };
     let options = args.options.or(file);
     start_logging(options.log.as_deref().unwrap_or("info"), options.log_format.unwrap_or_default()).map_err(config)?;
-    let settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
+    let mut settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
+    settings.first_start |= args.first_start;
     runtime()?.block_on(async {
         // Before anything is opened, so that a signal during the start is not the end.
         let signals = Signals::listen()?;

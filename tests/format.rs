@@ -8,10 +8,12 @@
 
 use serde_json::json;
 use time_masternode::consensus::{
-    AgreementRecord, Certificate, ChainTip, Changes, Dead, Finalized, InFlight, RoundTimer, Settled, SignedVote,
-    Transition, Utxo, Vote, VoteBatch, VoteKind,
+    AgreementRecord, Certificate, ChainTip, Changes, Dead, FenceState, Finalized, InFlight, RoundTimer, Settled,
+    SignedVote, Transition, Utxo, Vote, VoteBatch, VoteKind,
 };
-use time_masternode::db::{CommitBatch, Database, InspectTrees, LogEntry, Row, Subscription, SubscriptionKey};
+use time_masternode::db::{
+    CommitBatch, Database, InspectTrees, LogEntry, Owner, Pruned, Row, Subscription, SubscriptionKey,
+};
 use time_masternode::net::{
     ErrorCode, ErrorMessage, FinalityProof, Hello, NetworkMessage, RejectionMessage, Role, StateEntry,
     TransactionStatus, TransactionStatusKind, UTXOStateNotification, UTXOStateNotificationMessage, UTXOSubscribe,
@@ -95,6 +97,14 @@ fn rows_are_what_schema_1_says() {
     assert_eq!(hex_of(&subscription), expected);
 }
 
+#[test]
+fn rows_are_what_schema_3_says() {
+    assert_eq!(hex_of(&FenceState::Asking), "00000000");
+    assert_eq!(hex_of(&FenceState::Standing { height: 7 }), "010000000700000000000000");
+    let pruned = Pruned { height: 1, entries: 2, sequence: 3 };
+    assert_eq!(hex_of(&pruned), "010000000000000002000000000000000300000000000000");
+}
+
 fn genesis() -> Genesis {
     Genesis::try_from(RawGenesis {
         network: Network::Devnet,
@@ -141,7 +151,8 @@ fn add_block(changes: &mut Changes, genesis: &Genesis, txid: Txid) -> BlockHash 
 fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     let directory = tempfile::tempdir().unwrap();
     let genesis = genesis();
-    let mut opened = Database::open(directory.path(), &genesis, Some(key().public_key()), 1 << 20).unwrap();
+    let owner = Owner { genesis: &genesis, public_key: Some(key().public_key()), first_start: true };
+    let mut opened = Database::open(directory.path(), owner, 1 << 20).unwrap();
     let (coin, _) = genesis.transaction().creates().next().unwrap();
     let input =
         Input { previous_output: coin, public_key: key().public_key(), signature: Signature::from_bytes([9; 64]) };
@@ -178,16 +189,20 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
         last_used: 5,
     };
     let subscriptions = [(SubscriptionKey::of("wallet"), Some(subscription))].into();
-    let batch = CommitBatch { changes, subscriptions, suspension: None };
+    changes.fence.insert(born, true);
+    changes.fence_state = Some(FenceState::Standing { height: 7 });
+    let batch = CommitBatch { changes, subscriptions, ..CommitBatch::default() };
     opened.database.commit(batch, ()).unwrap().into_inner();
     drop(opened);
 
     let trees = InspectTrees::open(directory.path()).unwrap();
     let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().collect::<Result<_, _>>().unwrap() };
     let keys = |name: &str| -> Vec<String> { rows(name).into_iter().map(|row| row.key).collect() };
-    assert_eq!(keys("meta"), ["chain", "head", "network", "schema"]);
-    assert_eq!(rows("meta")[3].value, json!(2));
-    assert_eq!(rows("meta")[1].value["commit"], json!(1));
+    assert_eq!(keys("meta"), ["chain", "fence", "head", "network", "schema"]);
+    assert_eq!(rows("meta")[4].value, json!(3));
+    assert_eq!(rows("meta")[1].value, json!({ "Standing": { "height": 7 } }));
+    assert_eq!(rows("meta")[2].value["commit"], json!(1));
+    assert_eq!(keys("fence"), [born.to_string()]);
     assert_eq!(rows("meta")[0].value["height"], json!(1));
     assert_eq!(rows("meta")[0].value["hash"], json!(hash));
     assert_eq!(rows("meta")[0].value["supply"], json!(50));

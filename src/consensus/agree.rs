@@ -75,7 +75,7 @@ impl Machine {
             &mut Step<'_, V>,
         ) -> Result<Result<(), super::agreement::UnknownOwnMessage>, AgreementFault>,
     ) {
-        if !self.may_vote() {
+        if !self.may_agree() {
             return;
         }
         let Some(agreement) = &mut self.agreement else { return };
@@ -91,10 +91,22 @@ impl Machine {
         }
     }
 
+    /// Takes part in the agreement from now on, if this member may; whether it does.
+    pub(super) fn join_agreement(&mut self) -> bool {
+        if !self.may_agree() {
+            return false;
+        }
+        if let (None, Some(key)) = (&self.agreement, &self.key) {
+            self.agreement = Some(Agreement::new(&self.committee, key.clone(), self.chain.tip.height));
+        }
+        self.agreement.is_some()
+    }
+
     /// Looks at everything about blocks that the step may have made possible. To be called
     /// once for each batch of events, at its end; `true` if there is more to do at once.
     pub fn advance<V: View>(&mut self, step: &mut Step<'_, V>) -> bool {
         let more = self.follow_chain(step);
+        self.tend_fence(step);
         // Each decision opens the way for the next height.
         while step.fault.is_none() && self.agree(step) {}
         self.look_again(step);
@@ -103,7 +115,7 @@ impl Machine {
 
     /// One round of looking; whether a block was decided.
     fn agree<V: View>(&mut self, step: &mut Step<'_, V>) -> bool {
-        if !self.may_vote() || self.agreement.is_none() {
+        if !self.join_agreement() {
             return false;
         }
         let (now_ms, next) = (step.now.ms, self.chain.tip.height + 1);

@@ -216,6 +216,10 @@ impl<V: View> View for BlockView<'_, V> {
     fn dead(&self, txid: &Txid) -> Option<Dead> {
         self.base.dead(txid)
     }
+
+    fn is_fenced(&self, outpoint: &OutPoint) -> bool {
+        self.base.is_fenced(outpoint)
+    }
 }
 
 impl Machine {

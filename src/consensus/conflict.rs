@@ -94,7 +94,8 @@ impl Machine {
         let certified =
             pending.certificate(VoteKind::Approve).is_some() || pending.certificate(VoteKind::Commit).is_some();
         let rivals = self.contradicting(step, &transaction);
-        if said || certified || rivals.is_empty() || !self.may_vote() || step.view().is_dead(&txid) {
+        if said || certified || rivals.is_empty() || !self.may_vote_on(step, &transaction) || step.view().is_dead(&txid)
+        {
             if let Some(pending) = self.pending.get_mut(&txid) {
                 pending.contradicted = said;
             }
@@ -120,7 +121,12 @@ impl Machine {
     /// A batch under this member's own signature came from outside. Each of its votes has
     /// to be one that the database holds, or be on something settled or dead. Otherwise
     /// votes were lost or a twin is running, and this member must not vote any more.
+    ///
+    /// Behind a fence lost votes are expected: they count like anybody's.
     pub(super) fn meet_own_votes<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
+        if self.fence.is_some() {
+            return self.count(step, batch);
+        }
         for Vote { kind, txid } in batch.get().votes() {
             let held = self.pending.get(txid).is_some_and(|p| *p.own.of(*kind));
             if !held && step.view().settled(txid).is_none() && !step.view().is_dead(txid) {
@@ -135,7 +141,7 @@ impl Machine {
     pub(super) fn meet_certified_own_vote(&mut self, certificate: &Certificate) {
         let Some(own) = self.own.map(|own| self.committee.member(own).public_key) else { return };
         let held = self.pending.get(&certificate.txid).is_some_and(|p| *p.own.of(certificate.kind));
-        if !held && certificate.votes.iter().any(|vote| vote.voter == own) {
+        if !held && self.fence.is_none() && certificate.votes.iter().any(|vote| vote.voter == own) {
             self.suspend(Suspension::UnknownOwnVote);
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::agreement::{AgreementFault, AgreementRecord, ConsensusMessage};
 use super::certificate::{Certificate, CheckedCertificate};
 use super::committee::MemberIndex;
+use super::fence::FencePage;
 use super::validate::{Rejection, SignedTransaction};
 use super::verified::Verified;
 use super::view::{Dead, InFlight, Settled};
@@ -64,6 +65,13 @@ pub enum Event {
         from: MemberIndex,
         /// The message.
         message: Arc<ConsensusMessage>,
+    },
+    /// A member names what this one may have voted on before it lost votes.
+    Fence {
+        /// Who.
+        from: MemberIndex,
+        /// A page of what it names.
+        page: FencePage,
     },
     /// A member says how long its chain is.
     Height {
@@ -170,6 +178,13 @@ pub enum Action {
         /// From which height on.
         from_height: Height,
     },
+    /// Ask a member what this one may have voted on before it lost votes.
+    RequestFence {
+        /// Whom.
+        to: MemberIndex,
+        /// Where the page begins.
+        after: Option<String>,
+    },
     /// Send a member decided blocks that it has missed.
     SendBlocks {
         /// To whom.
@@ -216,6 +231,8 @@ pub enum Voting {
     Active,
     /// It is no member.
     Observer,
+    /// It is a member that lost votes, and asks the others what it must not vote on.
+    Fencing,
     /// It is a member and must not, for this reason.
     Suspended(Suspension),
 }

@@ -103,6 +103,8 @@ impl Machine {
         for (outpoint, output) in transaction.creates() {
             execution.digest.add(&outpoint, &output);
         }
+        self.wear_off(step, transaction.spends());
+        self.fence_outputs(step, Some(height), transaction.creates().map(|(outpoint, _)| outpoint));
         let outputs = Amount::checked_sum(transaction.outputs().iter().map(|output| output.amount));
         let fee = outputs.and_then(|outputs| inputs.checked_sub(outputs));
         let fees = fee.and_then(|fee| execution.fees.checked_add(fee));
@@ -154,6 +156,7 @@ impl Machine {
                 execution.freed.insert(outpoint);
             }
         }
+        self.wear_off(step, pending.transaction.iter().flat_map(|t| t.creates()).map(|(outpoint, _)| outpoint));
         if pending.recorded {
             step.changes.in_flight.insert(txid, None);
             step.changes.dead.insert(txid, dead);
@@ -175,6 +178,7 @@ impl Machine {
         let old = step.view().utxo(&outpoint);
         step.transition(outpoint, old, Utxo { output, state: UTXOState::Unspent });
         execution.digest.add(&outpoint, &output);
+        self.fence_outputs(step, Some(execution.height), std::iter::once(outpoint));
         self.release_children(step, &outpoint.txid);
     }
 

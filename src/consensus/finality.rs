@@ -30,7 +30,7 @@ impl Machine {
             return self.find_body(step, txid);
         };
         let barred = *pending.own.of(VoteKind::Commit) || *pending.own.of(VoteKind::Abort);
-        if barred || !self.may_vote() || step.view().is_dead(&txid) {
+        if barred || !self.may_vote_on(step, &transaction) || step.view().is_dead(&txid) {
             return;
         }
         match inputs(step, &transaction) {
@@ -112,6 +112,7 @@ impl Machine {
             let old = step.view().utxo(&outpoint);
             step.transition(outpoint, old, Utxo { output, state: UTXOState::Unspent });
         }
+        self.fence_outputs(step, None, transaction.creates().map(|(outpoint, _)| outpoint));
         self.forget_idle_rivals(&transaction);
         if self.pending.remove(&txid).is_some_and(|p| p.recorded) {
             step.changes.in_flight.insert(txid, None);
@@ -224,5 +225,9 @@ impl<V: View> View for WithoutLocks<'_, V> {
 
     fn dead(&self, txid: &Txid) -> Option<Dead> {
         self.0.dead(txid)
+    }
+
+    fn is_fenced(&self, outpoint: &OutPoint) -> bool {
+        self.0.is_fenced(outpoint)
     }
 }

@@ -102,7 +102,12 @@ impl Follow {
         self.distrusted.get(member).is_some_and(|until| now_ms < *until)
     }
 
-    fn distrust(&mut self, member: MemberIndex, now_ms: u64) {
+    /// The members that are connected and believable.
+    pub(super) fn connected(&self) -> impl Iterator<Item = MemberIndex> + '_ {
+        self.connected.iter().copied()
+    }
+
+    pub(super) fn distrust(&mut self, member: MemberIndex, now_ms: u64) {
         self.heights.remove(&member);
         self.distrusted.insert(member, now_ms + SYNC_DISTRUST_MS);
     }

@@ -18,6 +18,7 @@ use super::certificate::Certificate;
 use super::chain::{ChainTip, Unconfirmed};
 use super::committee::{Committee, MemberIndex};
 use super::event::{Action, Ballot, Event, Fault, Now, Progress, Recovered, Source, Suspension, Ticket, Voting};
+use super::fence::Fence;
 use super::follow::Follow;
 use super::pending::PendingTable;
 use super::validate::{Rejection, Rules, check_ledger};
@@ -26,7 +27,7 @@ use super::view::{Changes, Dead, InFlight, Overlay, Utxo, View};
 use super::vote::{CountedVote, MemberBatch, Vote, VoteKind};
 use super::waiting::ParentRoom;
 use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, RESEND_AFTER_MS, UNKNOWN_BODY_WAIT_MS};
-use crate::types::{BlockHash, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
+use crate::types::{BlockHash, OutPoint, SecretKey, Transaction, Txid, UTXOState, UtxoDigest};
 
 /// The chain's part of the machine.
 #[derive(Debug)]
@@ -57,6 +58,9 @@ pub struct Machine {
     pub(super) chain: Chain,
     pub(super) follow: Follow,
     pub(super) agreement: Option<Agreement>,
+    /// What this member signs blocks with.
+    pub(super) key: Option<SecretKey>,
+    pub(super) fence: Option<Fence>,
     pub(super) lacking: Lacking,
     /// When a member was last sent blocks that it had missed.
     pub(super) told_blocks: BTreeMap<MemberIndex, u64>,
@@ -138,6 +142,8 @@ impl Machine {
             chain: Chain { tip, unconfirmed: Unconfirmed::default(), interval_ms: 0, executed_at_ms: 0, look_at_ms: 0 },
             follow: Follow::default(),
             agreement: None,
+            key: None,
+            fence: None,
             lacking: Lacking::default(),
             told_blocks: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -155,12 +161,8 @@ impl Machine {
     /// Lets a member take part in the agreement on blocks, from where its log ends. What
     /// it says of the open height again is in the step; the caller commits it like any.
     pub fn take_part<V: View>(&mut self, step: &mut Step<'_, V>, ballot: Ballot) {
-        if !self.may_vote() {
-            return;
-        }
-        let height = self.chain.tip.height;
-        self.agreement = Some(Agreement::new(&self.committee, ballot.key, height));
-        if !ballot.log.is_empty() {
+        self.key = Some(ballot.key);
+        if self.join_agreement() && !ballot.log.is_empty() {
             self.replay_agreement(step, ballot.log);
         }
     }
@@ -201,6 +203,7 @@ impl Machine {
         match (self.own, self.suspension) {
             (None, _) => Voting::Observer,
             (Some(_), Some(reason)) => Voting::Suspended(reason),
+            (Some(_), None) if self.is_asking() => Voting::Fencing,
             (Some(_), None) => Voting::Active,
         }
     }
@@ -287,6 +290,7 @@ impl Machine {
             Event::Certificate(certificate) => self.certificate(step, certificate.get().certificate()),
             Event::Blocks { from, blocks } => self.take_blocks(step, from, blocks),
             Event::Consensus { from, message } => self.consensus_message(step, from, &message),
+            Event::Fence { from, page } => self.take_fence(step, from, &page),
             Event::Height { member, height } => self.hear_height(member, height, step.now.ms),
             Event::Connected(member) => {
                 self.member_connected(member, true);
@@ -324,7 +328,7 @@ impl Machine {
         }
         let held = self.pending.get(&txid).is_some_and(|pending| {
             let promised = pending.locked_at.is_some() || *pending.own.of(VoteKind::Commit);
-            pending.recorded && (promised || !self.may_vote())
+            pending.recorded && (promised || !self.may_vote_on(step, &transaction))
         });
         if held {
             if let (Source::Wallet(ticket), Some(progress)) = (source, self.progress(&txid)) {
@@ -389,7 +393,7 @@ impl Machine {
     /// Rule 1. The transaction is valid and its inputs are free, or its own already.
     fn lock<V: View>(&mut self, step: &mut Step<'_, V>, transaction: &Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        let votes = self.may_vote();
+        let votes = self.may_vote_on(step, transaction);
         let now = step.now;
         let pending = self.pending.attach(transaction);
         let recorded = std::mem::replace(&mut pending.recorded, true);
@@ -430,7 +434,7 @@ impl Machine {
     }
 
     /// Counts every vote of a batch on what is neither settled nor dead.
-    fn count<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
+    pub(super) fn count<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
         let member = batch.get().member();
         for (index, vote) in batch.get().votes().iter().enumerate() {
             let Vote { kind, txid } = *vote;
@@ -481,6 +485,7 @@ impl Machine {
             if let Some(pending) = self.pending.get_mut(&txid) {
                 pending.begin(step.now.ms);
             }
+            self.meet_lost_votes(step, &txid);
             self.keep_abort_certificate(step, &txid);
             if !self.consider_finality(step, txid) {
                 self.consider_commit(step, txid);
@@ -490,10 +495,6 @@ impl Machine {
 
     pub(super) fn ready(&mut self, txid: Txid) {
         self.ready.push_back(txid);
-    }
-
-    pub(super) fn may_vote(&self) -> bool {
-        self.voting() == Voting::Active
     }
 }
 

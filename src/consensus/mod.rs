@@ -41,6 +41,7 @@ mod committee;
 mod conflict;
 mod event;
 mod execute;
+mod fence;
 mod finality;
 mod follow;
 mod machine;
@@ -61,6 +62,7 @@ pub use certificate::{Certificate, CertificateError, CheckedCertificate, SignedV
 pub use chain::{BlockFault, ChainTip};
 pub use committee::{Committee, MemberIndex, quorum};
 pub use event::{Action, Ballot, Event, Fault, Now, Progress, Recovered, Source, Suspension, Ticket, Voting};
+pub use fence::{FencePage, FenceState};
 pub use machine::{Machine, Step};
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
 pub use verified::{Signable, Signed, Verified};

@@ -67,7 +67,7 @@ impl Machine {
         let certificate = pending.certificate(VoteKind::Commit).or_else(|| pending.certificate(VoteKind::Approve));
         if let Some(certificate) = certificate.cloned() {
             step.act(Action::SendCertified { to: None, transaction, certificate });
-        } else if pending.locked_at.is_some() || !self.may_vote() {
+        } else if pending.locked_at.is_some() || !self.may_vote_on(step, &transaction) {
             for to in self.committee.indices() {
                 if Some(to) != self.own && !pending.voted_by(to) {
                     step.act(Action::Send { to, transaction: transaction.clone() });

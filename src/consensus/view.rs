@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::agreement::AgreementRecord;
 use super::certificate::Certificate;
 use super::chain::ChainTip;
+use super::fence::FenceState;
 use super::vote::{Vote, VoteKind};
 use crate::types::{
     Amount, BlockHash, DecidedBlock, Height, OutPoint, Output, Transaction, Txid, UTXOState, UnixSeconds,
@@ -55,6 +56,8 @@ pub trait View {
     fn confirmed(&self, txid: &Txid) -> Option<Height>;
     /// How a transaction died, if it did.
     fn dead(&self, txid: &Txid) -> Option<Dead>;
+    /// Whether this member, having lost votes, must not vote on what spends this output.
+    fn is_fenced(&self, outpoint: &OutPoint) -> bool;
     /// Whether a transaction is dead.
     fn is_dead(&self, txid: &Txid) -> bool {
         self.dead(txid).is_some()
@@ -139,6 +142,10 @@ pub struct Changes {
     /// The next entries of the agreement's write-ahead log. Those of a height go when its
     /// block has been executed.
     pub agreement: Vec<(Height, AgreementRecord)>,
+    /// Outpoints that come behind the fence (`true`) or are spent for good (`false`).
+    pub fence: BTreeMap<OutPoint, bool>,
+    /// How far the fence has come, if it has moved.
+    pub fence_state: Option<FenceState>,
 }
 
 impl Changes {
@@ -153,6 +160,8 @@ impl Changes {
             && self.dead.is_empty()
             && self.blocks.is_empty()
             && self.agreement.is_empty()
+            && self.fence.is_empty()
+            && self.fence_state.is_none()
     }
 
     /// Moves an output on and writes the step down.
@@ -188,5 +197,9 @@ impl<V: View> View for Overlay<'_, V> {
 
     fn dead(&self, txid: &Txid) -> Option<Dead> {
         self.changes.dead.get(txid).copied().or_else(|| self.base.dead(txid))
+    }
+
+    fn is_fenced(&self, outpoint: &OutPoint) -> bool {
+        self.changes.fence.get(outpoint).copied().unwrap_or_else(|| self.base.is_fenced(outpoint))
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::DatabaseError;
+use super::engine::Tree;
 use super::schema::TreeId;
 use crate::limits::MAX_ROW_BYTES;
 
@@ -72,7 +73,7 @@ pub(super) fn remove_record(rows: &mut Vec<RowChange>, tree: TreeId, key: &[u8],
 }
 
 /// The number of rows of the record at `key`; 0 if there is none.
-pub(super) fn record_parts(tree: &sled::Tree, id: TreeId, key: &[u8]) -> Result<u16, DatabaseError> {
+pub(super) fn record_parts(tree: &Tree, id: TreeId, key: &[u8]) -> Result<u16, DatabaseError> {
     let Some(row) = tree.get(part_key(key, 0))? else { return Ok(0) };
     split_row(id, &row).map(|(parts, _)| parts)
 }
@@ -88,11 +89,7 @@ fn split_row(tree: TreeId, row: &[u8]) -> Result<(u16, &[u8]), DatabaseError> {
 }
 
 /// Reads the record at `key`.
-pub(super) fn get_record<T: DeserializeOwned>(
-    tree: &sled::Tree,
-    id: TreeId,
-    key: &[u8],
-) -> Result<Option<T>, DatabaseError> {
+pub(super) fn get_record<T: DeserializeOwned>(tree: &Tree, id: TreeId, key: &[u8]) -> Result<Option<T>, DatabaseError> {
     let Some(first) = tree.get(part_key(key, 0))? else { return Ok(None) };
     let (parts, bytes) = split_row(id, &first)?;
     if parts == 1 {
@@ -110,14 +107,23 @@ pub(super) fn get_record<T: DeserializeOwned>(
 
 /// All records of a tree in order of key, without their part numbers.
 pub(super) fn records<T: DeserializeOwned>(
-    tree: &sled::Tree,
+    tree: &Tree,
     id: TreeId,
 ) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
+    records_from(tree, id, &[])
+}
+
+/// Those whose first row is not before `from`.
+pub(super) fn records_from<T: DeserializeOwned>(
+    tree: &Tree,
+    id: TreeId,
+    from: &[u8],
+) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
     let source = tree.clone();
-    tree.iter().filter_map(move |row| {
+    tree.range_from(from).filter_map(move |row| {
         let key = match row {
             Ok((key, _)) => key,
-            Err(error) => return Some(Err(error.into())),
+            Err(error) => return Some(Err(error)),
         };
         let (base, part) = key.split_last_chunk::<2>()?;
         if *part != [0, 0] {
@@ -131,11 +137,12 @@ pub(super) fn records<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::engine::{Engine, MemoryDisk};
 
     #[test]
     fn records_of_every_length_come_back() {
-        let db = sled::Config::new().temporary(true).open().unwrap();
-        let tree = db.open_tree("t").unwrap();
+        let disk = MemoryDisk::new();
+        let (tree, engine) = (Tree::Memory(disk.clone(), TreeId::Locks), Engine::Memory(disk));
         for (i, len) in
             [0, 1, MAX_ROW_BYTES - 9, MAX_ROW_BYTES - 8, MAX_ROW_BYTES, 3 * MAX_ROW_BYTES + 1].iter().enumerate()
         {
@@ -144,14 +151,12 @@ mod tests {
             let mut rows = Vec::new();
             put_record(&mut rows, TreeId::Locks, &key, &value).unwrap();
             assert!(rows.iter().all(|row| row.value.as_ref().unwrap().len() <= MAX_ROW_BYTES + 2));
-            for row in &rows {
-                tree.insert(&row.key, row.value.clone().unwrap()).unwrap();
-            }
+            engine.apply(&rows).unwrap();
             assert_eq!(get_record::<Vec<u8>>(&tree, TreeId::Locks, &key).unwrap(), Some(value));
             assert_eq!(usize::from(record_parts(&tree, TreeId::Locks, &key).unwrap()), rows.len());
         }
         assert_eq!(records::<Vec<u8>>(&tree, TreeId::Locks).filter(Result::is_ok).count(), 6);
-        tree.remove(part_key(&[5; 4], 1)).unwrap();
+        engine.apply(&[RowChange { tree: TreeId::Locks, key: part_key(&[5; 4], 1), value: None }]).unwrap();
         assert!(get_record::<Vec<u8>>(&tree, TreeId::Locks, &[5; 4]).is_err());
     }
 

@@ -2,18 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sled::Transactional;
-use sled::transaction::{ConflictableTransactionError, TransactionError};
-
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
 use super::guard::Stamp;
+use super::prune::PruneBatch;
 use super::schema::{
-    StoredFinal, StoredInFlight, StoredTip, StoredTransaction, Subscription, SubscriptionKey, TreeId, address_key,
-    agreement_key, certificate_key, meta, outpoint_key,
+    StoredFinal, StoredInFlight, StoredNetwork, StoredTip, StoredTransaction, Subscription, SubscriptionKey, TreeId,
+    address_key, agreement_key, certificate_key, meta, outpoint_key,
 };
 use super::store::{Database, DurableHead};
-use crate::consensus::{Changes, LogEntry, Suspension, Vote, VoteKind};
+use crate::consensus::{Changes, FenceState, LogEntry, Suspension, Vote, VoteKind};
 use crate::limits::MAX_ROW_BYTES;
 use crate::types::{Txid, UTXOState};
 
@@ -64,12 +62,18 @@ pub struct CommitBatch {
     pub subscriptions: BTreeMap<SubscriptionKey, Option<Subscription>>,
     /// This member must not vote any more.
     pub suspension: Option<Suspension>,
+    /// What confirmed blocks have made unnecessary.
+    pub prune: Option<PruneBatch>,
+    /// Whose database it is, with a new name for the change log.
+    pub network: Option<StoredNetwork>,
 }
 
 impl CommitBatch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.subscriptions.is_empty() && self.suspension.is_none()
+        let subscriptions = self.subscriptions.is_empty();
+        let rest = self.suspension.is_none() && self.prune.is_none() && self.network.is_none();
+        self.changes.is_empty() && subscriptions && rest
     }
 }
 
@@ -181,10 +185,9 @@ impl Database {
             value: Some(encode(TreeId::Meta, &head)?),
         });
         self.shared.about_to_apply(next_commit);
-        apply(&self.shared.trees, &rows)?;
-        self.db.flush()?;
-        self.file.sync_data().map_err(DatabaseError::io("syncing the database"))?;
-        self.guard.write(Stamp { commit: head.commit, digest: head.digest })?;
+        self.engine.apply(&rows)?;
+        self.engine.sync()?;
+        self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         self.head = head;
         let height = batch.changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
         self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height });
@@ -221,6 +224,14 @@ impl Database {
             let value = Some(reason.to_string().into_bytes());
             rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value });
         }
+        fence_rows(&mut rows, changes)?;
+        if let Some(network) = &batch.network {
+            let value = Some(encode(TreeId::Meta, network)?);
+            rows.push(RowChange { tree: TreeId::Meta, key: meta::NETWORK.to_vec(), value });
+        }
+        if let Some(prune) = &batch.prune {
+            rows.extend(prune.rows()?);
+        }
         Ok(rows)
     }
 
@@ -233,6 +244,14 @@ impl Database {
         for (txid, finalized) in &changes.finalized {
             if let Some(certificate) = &finalized.certificate {
                 slots.insert(certificate_key(txid, VoteKind::Commit), certificate);
+            }
+        }
+        for txid in changes.dead.keys() {
+            for kind in [VoteKind::Commit, VoteKind::Abort] {
+                let key = certificate_key(txid, kind);
+                slots.remove(&key);
+                let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
+                remove_record(rows, TreeId::Certificates, &key, old);
             }
         }
         for (key, certificate) in slots {
@@ -310,6 +329,20 @@ impl Database {
     }
 }
 
+/// Outpoints that this member must not vote on, and how far the fence has come.
+fn fence_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
+    rows.extend(changes.fence.iter().map(|(outpoint, fenced)| RowChange {
+        tree: TreeId::Fence,
+        key: outpoint_key(outpoint).to_vec(),
+        value: fenced.then(Vec::new),
+    }));
+    if let Some(state) = &changes.fence_state {
+        let value = if *state == FenceState::Down { None } else { Some(encode(TreeId::Meta, state)?) };
+        rows.push(RowChange { tree: TreeId::Meta, key: meta::FENCE.to_vec(), value });
+    }
+    Ok(())
+}
+
 /// The index has a row for each live output. What came and went in one commit has none.
 fn address_rows(rows: &mut Vec<RowChange>, changes: &Changes) {
     let mut index = BTreeMap::new();
@@ -364,23 +397,4 @@ fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
         hasher.update(value);
     }
     *hasher.finalize().as_bytes()
-}
-
-/// One multi-tree transaction. Nothing is read inside it.
-pub(super) fn apply(trees: &super::store::Trees, rows: &[RowChange]) -> Result<(), DatabaseError> {
-    let result: Result<(), TransactionError<()>> = trees.all().transaction(|views| {
-        for row in rows {
-            let view = &views[row.tree as usize];
-            let key = row.key.as_slice();
-            match &row.value {
-                Some(value) => view.insert(key, value.as_slice())?,
-                None => view.remove(key)?,
-            };
-        }
-        Ok::<(), ConflictableTransactionError<()>>(())
-    });
-    result.map_err(|error| match error {
-        TransactionError::Storage(error) => DatabaseError::Sled(error),
-        TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
-    })
 }

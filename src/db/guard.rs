@@ -70,14 +70,17 @@ impl Guard {
             .map_err(DatabaseError::io("opening the guard"))?;
         file.sync_all().map_err(DatabaseError::io("syncing the guard"))?;
         sync_directory(data_dir)?;
-        let stamp = [0, SLOT_STRIDE]
-            .into_iter()
-            .map(|offset| read_slot(&file, offset))
-            .collect::<Result<Vec<_>, _>>()?
-            .into_iter()
-            .flatten()
-            .max_by_key(|stamp| stamp.commit);
+        let stamp = newest(&file)?;
         Ok((Self { file }, stamp))
+    }
+
+    /// The newest stamp of the guard in `data_dir`, without making or changing anything.
+    pub fn read(data_dir: &Path) -> Result<Option<Stamp>, DatabaseError> {
+        match File::open(data_dir.join(Self::FILE_NAME)) {
+            Ok(file) => newest(&file),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DatabaseError::Io { what: "opening the guard", source }),
+        }
     }
 
     /// Writes a stamp and syncs it.
@@ -86,6 +89,12 @@ impl Guard {
         self.file.write_all_at(&stamp.to_bytes(), offset).map_err(DatabaseError::io("writing the guard"))?;
         self.file.sync_data().map_err(DatabaseError::io("syncing the guard"))
     }
+}
+
+fn newest(file: &File) -> Result<Option<Stamp>, DatabaseError> {
+    let slots = [0, SLOT_STRIDE].into_iter().map(|offset| read_slot(file, offset));
+    let slots = slots.collect::<Result<Vec<_>, _>>()?;
+    Ok(slots.into_iter().flatten().max_by_key(|stamp| stamp.commit))
 }
 
 fn read_slot(file: &File, offset: u64) -> Result<Option<Stamp>, DatabaseError> {

@@ -6,16 +6,18 @@ use serde_json::{Value, json};
 
 use super::DatabaseError;
 use super::codec::{decode, records};
-use super::recover::{offline_info, open_sled};
+use super::engine::{Engine, Tree};
+use super::open::{self, Storage};
+use super::prune::Pruned;
 use super::schema::{
     Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta, parse_outpoint_key,
 };
 use super::store::{Trees as StoreTrees, sequence_of};
-use crate::consensus::{AgreementRecord, Certificate, Dead, LogEntry, Utxo, Vote};
+use crate::consensus::{AgreementRecord, Certificate, Dead, FenceState, LogEntry, Utxo, Vote};
 use crate::types::{Address, DecidedBlock, Height, Network, Transaction, Txid};
 
 /// The names of the trees, as `dump --tree` takes them.
-pub const TREE_NAMES: [&str; 13] = [
+pub const TREE_NAMES: [&str; 14] = [
     "meta",
     "utxos",
     "addresses",
@@ -29,6 +31,7 @@ pub const TREE_NAMES: [&str; 13] = [
     "confirmed",
     "dead",
     "agreement",
+    "fence",
 ];
 
 /// One record.
@@ -47,7 +50,7 @@ pub struct Row {
 pub struct Trees {
     trees: StoreTrees,
     network: Option<Network>,
-    _db: sled::Db,
+    _engine: Engine,
 }
 
 type Rows = Box<dyn Iterator<Item = Result<Row, DatabaseError>>>;
@@ -56,13 +59,14 @@ impl Trees {
     /// Opens the database in `data_dir` for inspection. It has to exist, and no other
     /// process may have it open.
     pub fn open(data_dir: &Path) -> Result<Self, DatabaseError> {
-        if !data_dir.join(super::recover::DATABASE_DIR).join("db").is_file() {
+        if !open::is_there(data_dir) {
             return Err(DatabaseError::Missing(data_dir.to_path_buf()));
         }
-        let (db, trees) = open_sled(data_dir, 64 * 1024 * 1024)?;
-        let info = offline_info(&trees)?;
-        tracing::debug!(schema = info.schema, "opened for inspection");
-        Ok(Self { trees, network: info.network.map(|(network, _)| network), _db: db })
+        let storage = Storage::open(data_dir, 64 * 1024 * 1024)?;
+        let schema = open::schema_check(&storage.trees)?;
+        tracing::debug!(schema, "opened for inspection");
+        let network = storage.meta::<StoredNetwork>(meta::NETWORK)?.map(|stored| stored.network);
+        Ok(Self { trees: storage.trees, network, _engine: storage.engine })
     }
 
     /// The records of one tree, in order of key. `None` if there is no such tree.
@@ -74,6 +78,7 @@ impl Trees {
             TreeId::Meta => Box::new(plain(tree, id, meta_row)),
             TreeId::Utxos => Box::new(plain(tree, id, utxo_row)),
             TreeId::Addresses => Box::new(plain(tree, id, move |key, _| address_row(key, network))),
+            TreeId::Fence => Box::new(plain(tree, id, fence_row)),
             TreeId::Changes => Box::new(plain(tree, id, changes_row).flat_map(spread)),
             TreeId::Locks => Box::new(record_rows::<StoredInFlight>(tree, id, |stored| {
                 let locked_at = stored.locked_at;
@@ -111,7 +116,7 @@ fn body(transaction: Transaction) -> Value {
 }
 
 fn plain<F: Fn(&[u8], &[u8]) -> Result<(String, Value), DatabaseError>>(
-    tree: &sled::Tree,
+    tree: &Tree,
     id: TreeId,
     read: F,
 ) -> impl Iterator<Item = Result<Row, DatabaseError>> + use<F> {
@@ -123,7 +128,7 @@ fn plain<F: Fn(&[u8], &[u8]) -> Result<(String, Value), DatabaseError>>(
 }
 
 fn record_rows<T: serde::de::DeserializeOwned + 'static>(
-    tree: &sled::Tree,
+    tree: &Tree,
     id: TreeId,
     show: fn(T) -> Value,
 ) -> impl Iterator<Item = Result<Row, DatabaseError>> + use<T> {
@@ -184,6 +189,8 @@ fn meta_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> 
                 "unconfirmed_from": stored.unconfirmed_from,
             })
         }
+        meta::FENCE => json!(decode::<FenceState>(id, value)?),
+        meta::PRUNED => json!(decode::<Pruned>(id, value)?),
         meta::SUSPENSION => json!(String::from_utf8_lossy(value)),
         _ => json!(hex::encode(value)),
     };
@@ -194,6 +201,12 @@ fn utxo_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> 
     let outpoint =
         parse_outpoint_key(key).ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
     Ok((outpoint.to_string(), json!(decode::<Utxo>(TreeId::Utxos, value)?)))
+}
+
+fn fence_row(key: &[u8], _: &[u8]) -> Result<(String, Value), DatabaseError> {
+    let outpoint = parse_outpoint_key(key);
+    let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("fence", "a key of the wrong length"))?;
+    Ok((outpoint.to_string(), Value::Null))
 }
 
 fn address_row(key: &[u8], network: Network) -> Result<(String, Value), DatabaseError> {

@@ -13,7 +13,7 @@
 //!
 //! | tree | key | value | what always holds |
 //! |---|---|---|---|
-//! | `meta` | name | `schema`, `network`, `head`, `suspension`, `chain` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set |
+//! | `meta` | name | `schema`, `network`, `head`, `chain`, `suspension`, `fence`, `pruned` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set |
 //! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions |
 //! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
 //! | `locks` | txid, part | body, `locked_at` | a row for each transaction in flight; with `locked_at`, all its inputs were locked for it |
@@ -26,13 +26,19 @@
 //! | `confirmed` | txid | height | a row for each transaction of each block |
 //! | `dead` | txid | [`Dead`] | what a block aborted, and what this node had in flight when a block contradicted it |
 //! | `agreement` | height, number, part | [`AgreementRecord`] | the write-ahead log of the height after the tip, in order |
+//! | `fence` | txid, vout | empty | empty unless votes were lost; then what this member must not vote on ([`FenceState`]) |
 //!
 //! A guard file beside the database (see [`guard`]) says which commit was the last.
 
+mod backup;
 mod codec;
 mod commit;
+mod engine;
+mod fence;
 pub mod guard;
 mod inspect;
+mod open;
+mod prune;
 mod recover;
 mod schema;
 mod store;
@@ -42,17 +48,24 @@ mod view;
 mod m0001_initial;
 #[path = "../../migrations/m0002_blocks.rs"]
 mod m0002_blocks;
+#[path = "../../migrations/m0003_fence.rs"]
+mod m0003_fence;
+
+/// A row as a frozen migration spells it out: the tree's name, key, value.
+pub(crate) type FrozenRow = (&'static str, Vec<u8>, Vec<u8>);
 
 pub use crate::consensus::LogEntry;
 pub use commit::{CommitBatch, Durable};
+pub use engine::{DiskImage, MemoryDisk};
 pub use inspect::{Row, TREE_NAMES, Trees as InspectTrees};
-pub use recover::{Opened, RecoveredState};
+pub use prune::{PruneBatch, Pruned};
+pub use recover::{Opened, Owner, RecoveredState};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use view::LedgerView;
 
 #[cfg(doc)]
-use crate::consensus::{AgreementRecord, Dead, Settled, Utxo};
+use crate::consensus::{AgreementRecord, Dead, FenceState, Settled, Utxo};
 
 /// Why the database cannot go on. The first of these stops the node.
 #[derive(Debug, thiserror::Error)]

@@ -1,22 +1,22 @@
-//! Opening a database, and what was in flight when it was closed or cut off.
+//! What a start goes on with: whose database it is, whether it fits its guard, and what
+//! was in flight when it was closed or cut off.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::DatabaseError;
-use super::codec::{decode, encode, records};
-use super::commit::{UnconfirmedRows, VoteRows};
-use super::guard::{Agreement, Guard, Stamp, compare, sync_directory};
-use super::schema::{Head, SCHEMA_VERSION, StoredInFlight, StoredNetwork, StoredTip, TreeId, meta};
+use super::codec::{get_record, record_parts, records};
+use super::commit::{CommitBatch, UnconfirmedRows, VoteRows, finalized_by};
+use super::engine::MemoryDisk;
+use super::guard::{Agreement, Stamp, compare};
+use super::open::{Storage, open_migrated};
+use super::schema::{Head, StoredInFlight, StoredNetwork, StoredTip, TreeId, certificate_key, meta};
 use super::store::{Database, Shared, Trees};
-use crate::consensus::{AgreementRecord, Certificate, ChainTip, InFlight, Recovered, Suspension, Vote, VoteKind};
-use crate::types::{Genesis, GenesisHash, Network, PublicKey, Txid};
-
-/// sled's directory inside the data directory.
-pub(super) const DATABASE_DIR: &str = "db";
+use crate::consensus::{
+    AgreementRecord, Certificate, ChainTip, FenceState, InFlight, Recovered, Suspension, Vote, VoteKind,
+};
+use crate::types::{Genesis, PublicKey, Txid};
 
 /// An open database and what it was doing.
 #[derive(Debug)]
@@ -34,6 +34,9 @@ pub struct RecoveredState {
     pub in_flight: Vec<Recovered>,
     /// Why this member must not vote, if so.
     pub suspension: Option<Suspension>,
+    /// The fence behind which it votes, if votes were lost, with the number of fenced
+    /// outpoints.
+    pub fence: Option<(FenceState, u64)>,
     /// The chain.
     pub tip: ChainTip,
     /// What is final and not in the chain, in the order in which it became final.
@@ -42,24 +45,36 @@ pub struct RecoveredState {
     pub agreement: Vec<AgreementRecord>,
 }
 
+/// Whose database is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// The network.
+    pub genesis: &'a Genesis,
+    /// The member; `None` for an observer.
+    pub public_key: Option<PublicKey>,
+    /// The member has never voted: if there is no database, one is made without a fence.
+    /// Without this certainty a new database goes behind the fence, for its key may have
+    /// voted out of one that is gone.
+    pub first_start: bool,
+}
+
 impl Database {
     /// Opens the database in `data_dir`, making and filling it from the genesis if there
-    /// is none. `public_key` is the member's, `None` for an observer.
-    pub fn open(
-        data_dir: &Path,
-        genesis: &Genesis,
-        public_key: Option<PublicKey>,
-        cache_bytes: u64,
-    ) -> Result<Opened, DatabaseError> {
-        std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
-        let (db, trees) = open_sled(data_dir, cache_bytes)?;
-        // Also of an old database: a crash may have come between its making and this.
-        sync_names(data_dir)?;
-        schema_check(&trees)?;
-        migrate(&db, data_dir, &trees, genesis)?;
-        let network = match read_meta::<StoredNetwork>(&trees, meta::NETWORK)? {
+    /// is none.
+    pub fn open(data_dir: &Path, owner: Owner<'_>, cache_bytes: u64) -> Result<Opened, DatabaseError> {
+        Self::recover(open_migrated(data_dir, owner.genesis, cache_bytes)?, owner)
+    }
+
+    /// The same on a disk in memory, for simulations.
+    pub fn open_in_memory(disk: &MemoryDisk, owner: Owner<'_>) -> Result<Opened, DatabaseError> {
+        Self::recover(Storage::memory(disk), owner)
+    }
+
+    fn recover(storage: Storage, owner: Owner<'_>) -> Result<Opened, DatabaseError> {
+        let Owner { genesis, public_key, first_start } = owner;
+        let mut network = match storage.meta::<StoredNetwork>(meta::NETWORK)? {
             Some(network) => network,
-            None => initialise(&db, data_dir, &trees, genesis, public_key)?,
+            None => storage.initialise(genesis, public_key, public_key.is_some() && !first_start)?,
         };
         if network.genesis_hash != genesis.hash() {
             return Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found: network.genesis_hash });
@@ -69,26 +84,29 @@ impl Database {
                 |key: Option<PublicKey>| key.map_or_else(|| "an observer".into(), |key| format!("the member {key}"));
             return Err(DatabaseError::OtherKey { expected: name(public_key), found: name(network.public_key) });
         }
-        let head = read_meta::<Head>(&trees, meta::HEAD)?.unwrap_or(Head::EMPTY);
-        let (guard, stamp) = Guard::open(data_dir)?;
-        let agreement = compare(stamp, &head);
-        let (in_flight, vote_rows) = read_in_flight(&trees)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(sled_file(data_dir))
-            .map_err(DatabaseError::io("opening the database's file"))?;
-        let stored_tip = read_meta::<StoredTip>(&trees, meta::CHAIN)?;
+        let head = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
+        let agreement = compare(storage.stamp, &head);
+        let stored_tip = storage.meta::<StoredTip>(meta::CHAIN)?;
         let stored_tip = stored_tip.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
         let tip = stored_tip.tip()?;
+        let Storage { engine, trees, .. } = storage;
+        let fence = match super::open::read_meta::<FenceState>(&trees, meta::FENCE)? {
+            Some(state) => Some((state, trees.get(TreeId::Fence).count()?)),
+            None => None,
+        };
+        let (in_flight, vote_rows) = read_in_flight(&trees)?;
         let (log, agreement_rows) = read_agreement(&trees)?;
+        if agreement == Agreement::Mismatch {
+            // Numbers of the change log may be given a second time.
+            network.log_id = rand::random();
+        }
         let shared = Arc::new(Shared::new(trees, network, &head, tip.height));
         let unconfirmed = UnconfirmedRows::default();
-        let mut database = Self { db, file, guard, head, vote_rows, unconfirmed, agreement_rows, shared };
+        let mut database = Self { engine, head, vote_rows, unconfirmed, agreement_rows, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
         let suspension = database.settle_guard(agreement)?;
-        let recovered = RecoveredState { in_flight, suspension, tip, unconfirmed, agreement: log };
+        let recovered = RecoveredState { in_flight, suspension, fence, tip, unconfirmed, agreement: log };
         Ok(Opened { database, recovered })
     }
 
@@ -101,7 +119,7 @@ impl Database {
             let Some((last, _)) = entries.last() else { break };
             after = *last;
             for (sequence, entry) in entries {
-                let Some(txid) = super::commit::finalized_by(&entry) else { continue };
+                let Some(txid) = finalized_by(&entry) else { continue };
                 if reader.confirmed(&txid)?.is_none() {
                     self.unconfirmed.add(sequence, txid);
                 }
@@ -113,6 +131,9 @@ impl Database {
     /// Brings the guard in step after a crash. A mismatch is written down first, so that
     /// later commits do not make it forgotten.
     fn settle_guard(&mut self, agreement: Agreement) -> Result<Option<Suspension>, DatabaseError> {
+        // An observer has no votes to lose; wallets notice a log that is another one.
+        let network = self.shared.network();
+        let votes = network.public_key.is_some();
         let stored = self.shared.trees.get(TreeId::Meta).get(meta::SUSPENSION)?;
         let suspension = match (stored, agreement) {
             (Some(text), _) if text.as_ref() == Suspension::GuardMismatch.to_string().as_bytes() => {
@@ -126,141 +147,17 @@ impl Database {
             Agreement::Equal => {}
             Agreement::OneAhead => {
                 // The transaction was applied; whether it was synced is not known.
-                self.db.flush()?;
-                self.file.sync_data().map_err(DatabaseError::io("syncing the database"))?;
-                self.guard.write(Stamp { commit: self.head.commit, digest: self.head.digest })?;
+                self.engine.sync()?;
+                self.engine.write_guard(Stamp { commit: self.head.commit, digest: self.head.digest })?;
             }
             Agreement::Mismatch => {
-                let batch = super::CommitBatch { suspension, ..super::CommitBatch::default() };
+                let network = Some(network.clone());
+                let batch = CommitBatch { suspension: suspension.filter(|_| votes), network, ..CommitBatch::default() };
                 let _: () = self.commit(batch, ())?.into_inner();
             }
         }
-        Ok(suspension)
+        Ok(suspension.filter(|_| votes))
     }
-}
-
-fn sled_file(data_dir: &Path) -> PathBuf {
-    data_dir.join(DATABASE_DIR).join("db")
-}
-
-/// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
-/// caller down.
-pub(super) fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Trees), DatabaseError> {
-    let path = data_dir.join(DATABASE_DIR);
-    remove_stale_snapshots(&path)?;
-    let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
-    let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let db = config.open()?;
-        let trees = Trees::open(&db)?;
-        Ok::<_, DatabaseError>((db, trees))
-    }));
-    match opened {
-        Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(DatabaseError::Sled(sled::Error::Io(error)))) if is_lock_error(&error) => {
-            Err(DatabaseError::InUse(data_dir.to_path_buf()))
-        }
-        Ok(Err(DatabaseError::Sled(error @ sled::Error::Corruption { .. }))) => {
-            Err(DatabaseError::Damaged(error.to_string()))
-        }
-        Ok(Err(error)) => Err(error),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-            Err(DatabaseError::Damaged(text.unwrap_or_else(|| "it panicked".into())))
-        }
-    }
-}
-
-fn is_lock_error(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
-}
-
-/// A snapshot that was being written when the power went would be taken for the newest.
-fn remove_stale_snapshots(path: &Path) -> Result<(), DatabaseError> {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(DatabaseError::Io { what: "reading the database's directory", source }),
-    };
-    for entry in entries {
-        let entry = entry.map_err(DatabaseError::io("reading the database's directory"))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            std::fs::remove_file(entry.path()).map_err(DatabaseError::io("removing a half-written snapshot"))?;
-        }
-    }
-    Ok(())
-}
-
-/// sled never syncs the names of its files, nor `conf`.
-fn sync_names(data_dir: &Path) -> Result<(), DatabaseError> {
-    let path = data_dir.join(DATABASE_DIR);
-    for name in ["conf", "db"] {
-        let file = OpenOptions::new().read(true).open(path.join(name));
-        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing the database's files"))?;
-    }
-    sync_directory(&path)?;
-    sync_directory(data_dir)?;
-    match data_dir.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)) {
-        Some(parent) => sync_directory(&parent),
-        None => Ok(()),
-    }
-}
-
-fn read_meta<T: serde::de::DeserializeOwned>(trees: &Trees, key: &[u8]) -> Result<Option<T>, DatabaseError> {
-    let row = trees.get(TreeId::Meta).get(key)?;
-    row.map(|row| decode(TreeId::Meta, &row)).transpose()
-}
-
-/// Refuses a schema that this program does not know.
-pub(super) fn schema_check(trees: &Trees) -> Result<Option<u32>, DatabaseError> {
-    let found = read_meta::<u32>(trees, meta::SCHEMA)?;
-    match found {
-        Some(found) if found > SCHEMA_VERSION => Err(DatabaseError::NewerSchema { found, known: SCHEMA_VERSION }),
-        found => Ok(found),
-    }
-}
-
-/// Brings an older schema up to this program's, one step after the other.
-fn migrate(db: &sled::Db, data_dir: &Path, trees: &Trees, genesis: &Genesis) -> Result<(), DatabaseError> {
-    let stored = read_meta::<StoredNetwork>(trees, meta::NETWORK)?;
-    // A new database is filled elsewhere; another network's is refused elsewhere.
-    if stored.is_none_or(|stored| stored.genesis_hash != genesis.hash()) {
-        return Ok(());
-    }
-    if read_meta::<u32>(trees, meta::SCHEMA)? == Some(1) {
-        tracing::debug!("bringing the database to schema 2");
-        super::m0002_blocks::apply(db, genesis)?;
-        sync_sled(db, data_dir)?;
-    }
-    Ok(())
-}
-
-fn sync_sled(db: &sled::Db, data_dir: &Path) -> Result<(), DatabaseError> {
-    db.flush()?;
-    let file = OpenOptions::new().write(true).open(sled_file(data_dir));
-    file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing the database"))
-}
-
-/// Fills a new database: the first migration writes the genesis, then the stamp that says
-/// it is whole. Until that stamp is there, opening starts over.
-fn initialise(
-    db: &sled::Db,
-    data_dir: &Path,
-    trees: &Trees,
-    genesis: &Genesis,
-    public_key: Option<PublicKey>,
-) -> Result<StoredNetwork, DatabaseError> {
-    let network =
-        StoredNetwork { network: genesis.network(), genesis_hash: genesis.hash(), public_key, log_id: rand::random() };
-    super::m0001_initial::fill(db, genesis)?;
-    // The stamp says that everything before it is there, so that has to be so first.
-    sync_sled(db, data_dir)?;
-    super::m0001_initial::stamp(db, &encode(TreeId::Meta, &network)?)?;
-    sync_sled(db, data_dir)?;
-    migrate(db, data_dir, trees, genesis)?;
-    read_meta(trees, meta::NETWORK)?.ok_or_else(|| DatabaseError::corrupt("meta", "no network after initialising"))
 }
 
 /// The agreement's log, and its rows.
@@ -270,7 +167,7 @@ fn read_agreement(trees: &Trees) -> Result<(Vec<AgreementRecord>, Vec<([u8; 12],
     let tree = trees.get(TreeId::Agreement);
     for record in records::<AgreementRecord>(tree, TreeId::Agreement) {
         let (key, record) = record?;
-        let parts = super::codec::record_parts(tree, TreeId::Agreement, &key)?;
+        let parts = record_parts(tree, TreeId::Agreement, &key)?;
         let key = key.try_into().map_err(|_| DatabaseError::corrupt("agreement", "a key of the wrong length"))?;
         log.push(record);
         rows.push((key, parts));
@@ -285,7 +182,7 @@ fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseE
         let (key, row) = record?;
         let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("votes", "a key of the wrong length"))?;
         let commit = u64::from_be_bytes(key);
-        let parts = super::codec::record_parts(trees.get(TreeId::Votes), TreeId::Votes, &commit.to_be_bytes())?;
+        let parts = record_parts(trees.get(TreeId::Votes), TreeId::Votes, &commit.to_be_bytes())?;
         vote_rows.add(commit, parts, &row);
         for vote in row {
             votes.entry(vote.txid).or_default().push(vote.kind);
@@ -301,9 +198,9 @@ fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseE
         }
         let mut certificates = Vec::new();
         for kind in [VoteKind::Approve, VoteKind::Abort] {
-            let key = super::schema::certificate_key(&txid, kind);
+            let key = certificate_key(&txid, kind);
             let tree = trees.get(TreeId::Certificates);
-            certificates.extend(super::codec::get_record::<Certificate>(tree, TreeId::Certificates, &key)?);
+            certificates.extend(get_record::<Certificate>(tree, TreeId::Certificates, &key)?);
         }
         // A row of `votes` may hold votes on what is settled; those are looked at no more.
         let votes = votes.remove(&txid).unwrap_or_default();
@@ -315,16 +212,4 @@ fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseE
         vote_rows.forget(&settled);
     }
     Ok((in_flight, vote_rows))
-}
-
-/// What an offline tool learns before it reads anything.
-#[derive(Debug, Clone)]
-pub(super) struct OfflineInfo {
-    pub(super) schema: Option<u32>,
-    pub(super) network: Option<(Network, GenesisHash)>,
-}
-
-pub(super) fn offline_info(trees: &Trees) -> Result<OfflineInfo, DatabaseError> {
-    let network = read_meta::<StoredNetwork>(trees, meta::NETWORK)?.map(|n| (n.network, n.genesis_hash));
-    Ok(OfflineInfo { schema: schema_check(trees)?, network })
 }

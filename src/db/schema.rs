@@ -10,7 +10,7 @@ use crate::types::{
 };
 
 /// The schema that this program writes. A database of an older one is migrated first.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// The trees, by the index that commits use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,10 +29,11 @@ pub(super) enum TreeId {
     Confirmed,
     Dead,
     Agreement,
+    Fence,
 }
 
 impl TreeId {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Meta,
         Self::Utxos,
         Self::Addresses,
@@ -46,6 +47,7 @@ impl TreeId {
         Self::Confirmed,
         Self::Dead,
         Self::Agreement,
+        Self::Fence,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -63,7 +65,13 @@ impl TreeId {
             Self::Confirmed => "confirmed",
             Self::Dead => "dead",
             Self::Agreement => "agreement",
+            Self::Fence => "fence",
         }
+    }
+
+    /// The tree of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|id| id.name() == name)
     }
 }
 
@@ -74,6 +82,8 @@ pub(super) mod meta {
     pub(in crate::db) const HEAD: &[u8] = b"head";
     pub(in crate::db) const SUSPENSION: &[u8] = b"suspension";
     pub(in crate::db) const CHAIN: &[u8] = b"chain";
+    pub(in crate::db) const FENCE: &[u8] = b"fence";
+    pub(in crate::db) const PRUNED: &[u8] = b"pruned";
 }
 
 /// Whose database it is: written once.

@@ -1,7 +1,7 @@
 //! The open database and its readers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::DatabaseError;
 use super::codec::{decode, get_record, record_parts, records};
 use super::commit::{Durable, UnconfirmedRows, VoteRows, finalized_by};
-use super::guard::Guard;
+use super::engine::{Engine, Tree};
 use super::schema::{
     Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId,
     certificate_key, meta, outpoint_key, parse_outpoint_key,
@@ -22,19 +22,15 @@ use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction,
 
 /// The trees, in the order of [`TreeId`].
 #[derive(Debug, Clone)]
-pub(super) struct Trees(Vec<sled::Tree>);
+pub(super) struct Trees(Vec<Tree>);
 
 impl Trees {
-    pub(super) fn open(db: &sled::Db) -> Result<Self, DatabaseError> {
-        Ok(Self(TreeId::ALL.iter().map(|id| db.open_tree(id.name())).collect::<Result<_, _>>()?))
+    pub(super) fn new(of: impl FnMut(TreeId) -> Tree) -> Self {
+        Self(TreeId::ALL.into_iter().map(of).collect())
     }
 
-    pub(super) fn get(&self, id: TreeId) -> &sled::Tree {
+    pub(super) fn get(&self, id: TreeId) -> &Tree {
         &self.0[id as usize]
-    }
-
-    pub(super) fn all(&self) -> &[sled::Tree] {
-        &self.0
     }
 }
 
@@ -76,6 +72,10 @@ impl Shared {
             ended: AtomicBool::new(false),
             network,
         }
+    }
+
+    pub(super) const fn network(&self) -> &StoredNetwork {
+        &self.network
     }
 
     pub(super) fn about_to_apply(&self, commit: u64) {
@@ -124,10 +124,7 @@ impl Drop for Database {
 /// The open database. One thread owns it, and only through it is anything written.
 #[derive(Debug)]
 pub struct Database {
-    pub(super) db: sled::Db,
-    /// Our own descriptor of sled's file, for the sync that sled leaves out.
-    pub(super) file: File,
-    pub(super) guard: Guard,
+    pub(super) engine: Engine,
     pub(super) head: Head,
     pub(super) vote_rows: VoteRows,
     pub(super) unconfirmed: UnconfirmedRows,
@@ -145,8 +142,10 @@ impl Database {
     /// Wakes whenever the change log grows in memory. It proves nothing: read the log, up
     /// to what is durable. One task drains it and touches nothing else (a full buffer
     /// would stop the writer).
-    pub fn watch_changes(&self) -> ChangeEvents {
-        ChangeEvents(self.shared.trees.get(TreeId::Changes).watch_prefix(Vec::new()))
+    ///
+    /// `None` on a disk in memory, which tells nobody.
+    pub fn watch_changes(&self) -> Option<ChangeEvents> {
+        self.shared.trees.get(TreeId::Changes).watch().map(ChangeEvents)
     }
 }
 
@@ -202,7 +201,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    fn tree(&self, id: TreeId) -> &sled::Tree {
+    pub(super) fn tree(&self, id: TreeId) -> &Tree {
         self.shared.trees.get(id)
     }
 
@@ -272,6 +271,11 @@ impl Reader {
         row.map(|row| decode(TreeId::Dead, &row)).transpose()
     }
 
+    /// Whether this member must not vote on what spends this output.
+    pub fn is_fenced(&self, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
+        Ok(self.tree(TreeId::Fence).get(outpoint_key(outpoint))?.is_some())
+    }
+
     /// A block with the proof that it was decided.
     pub fn block(&self, height: Height) -> Result<Option<DecidedBlock>, DatabaseError> {
         get_record(self.tree(TreeId::Blocks), TreeId::Blocks, &height.to_be_bytes())
@@ -339,12 +343,11 @@ impl Reader {
     pub fn changes(&self, after: u64, up_to: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
         let tree = self.tree(TreeId::Changes);
         let wanted = after.saturating_add(1);
-        let start = match tree.range(..=wanted.to_be_bytes()).next_back().transpose()? {
-            Some((key, _)) => key,
-            None => wanted.to_be_bytes().to_vec().into(),
-        };
+        let wanted_key = wanted.to_be_bytes().to_vec();
+        let before = tree.range(Bound::Unbounded, Bound::Included(wanted_key.clone())).next_back().transpose()?;
+        let start = before.map_or(wanted_key, |(key, _)| key.to_vec());
         let mut entries = Vec::new();
-        for row in tree.range(start..) {
+        for row in tree.range_from(&start) {
             let (key, value) = row?;
             let first = sequence_of(&key)?;
             if first > up_to {
@@ -424,7 +427,7 @@ impl Reader {
 
     /// Bytes on disk.
     pub fn size_on_disk(&self, data_dir: &std::path::Path) -> u64 {
-        let database = data_dir.join(super::recover::DATABASE_DIR);
+        let database = data_dir.join(super::open::DATABASE_DIR);
         let Ok(entries) = std::fs::read_dir(database) else { return 0 };
         entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
     }

@@ -61,4 +61,8 @@ impl View for LedgerView<'_> {
     fn dead(&self, txid: &Txid) -> Option<Dead> {
         self.latch(|| self.reader.dead(txid))
     }
+
+    fn is_fenced(&self, outpoint: &OutPoint) -> bool {
+        self.latch(|| self.reader.is_fenced(outpoint).map(Some)).unwrap_or(true)
+    }
 }

@@ -47,6 +47,10 @@ pub enum NetworkMessage {
     GetBlocks(GetBlocks),
     /// Decided blocks with their commit certificates.
     Blocks(Blocks),
+    /// Asks what a member that lost votes may have voted on.
+    GetFence(GetFence),
+    /// A page of it.
+    Fence(Fence),
     /// Proposals and votes about the next block.
     Consensus(Arc<ConsensusMessage>),
     /// Are you there?
@@ -85,7 +89,7 @@ pub enum NetworkMessage {
 
 impl NetworkMessage {
     /// The tags of all messages.
-    pub const NAMES: [&'static str; 29] = [
+    pub const NAMES: [&'static str; 31] = [
         "Hello",
         "Authenticate",
         "TransactionBroadcast",
@@ -97,6 +101,8 @@ impl NetworkMessage {
         "Finalized",
         "Status",
         "GetBlocks",
+        "GetFence",
+        "Fence",
         "Blocks",
         "Consensus",
         "Ping",
@@ -215,6 +221,28 @@ pub struct GetBlocks {
 pub struct Blocks {
     /// From the wanted height on.
     pub blocks: Vec<DecidedBlock>,
+}
+
+/// Asks what a member that lost votes may have voted on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetFence {
+    /// The `next` of the page before; `null` for the first.
+    pub after: Option<String>,
+    /// Outpoints and transactions at most.
+    pub limit: u32,
+}
+
+/// What can have been voted on, as far as the sender knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// How long the sender's chain was when it had read the page.
+    pub height: Height,
+    /// Unspent, locked and fenced outputs.
+    pub outpoints: Vec<OutPoint>,
+    /// Transactions in flight, or settled and not in the chain.
+    pub transactions: Vec<RawTransaction>,
+    /// Where the next page begins; `null` at the end.
+    pub next: Option<String>,
 }
 
 /// A number that comes back.

@@ -20,9 +20,10 @@ pub use frame::{FrameError, read_frame, write_frame};
 pub use handshake::{HandshakeError, Hello, PROTOCOL_VERSION, Role, handshake_message};
 pub use message::{
     AddressQuery, AddressResponse, Authenticate, BlockNotification, Blocks, CertifiedTransaction, ErrorCode,
-    ErrorMessage, FinalityProof, Finalized, GetBlocks, GetFinalized, GetTransactions, Incoming, NetworkMessage, Nonce,
-    RejectionMessage, RequestId, StateEntry, Status, TransactionRejected, TransactionStatus, TransactionStatusKind,
-    TransactionStatusQuery, Transactions, UTXOSnapshot, UTXOStateNotification, UTXOStateNotificationMessage,
-    UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe, UTXOUnsubscribed, encode, parse,
+    ErrorMessage, Fence, FinalityProof, Finalized, GetBlocks, GetFence, GetFinalized, GetTransactions, Incoming,
+    NetworkMessage, Nonce, RejectionMessage, RequestId, StateEntry, Status, TransactionRejected, TransactionStatus,
+    TransactionStatusKind, TransactionStatusQuery, Transactions, UTXOSnapshot, UTXOStateNotification,
+    UTXOStateNotificationMessage, UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
+    UTXOUnsubscribed, encode, parse,
 };
 pub use peer_manager::{Handler, Handling, PeerConfig, PeerManager};

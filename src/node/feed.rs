@@ -425,6 +425,11 @@ impl FeedState {
     }
 }
 
+/// Whether these changes go on right behind a cursor.
+fn is_next(changes: &[Change], cursor: u64) -> bool {
+    changes.first().is_some_and(|change| change.sequence == cursor + 1)
+}
+
 /// One session: a cursor that goes along the log, alternately reading it and being live.
 struct Stream<'a> {
     feed: &'a Arc<Feed>,
@@ -473,7 +478,13 @@ impl Stream<'_> {
                 self.connection.close_with(&error);
                 Closed
             })?;
-            let Some(last) = changes.last().map(|change| change.sequence) else { return Ok(up_to) };
+            // The log is dense. If the next entry is not there, it was pruned while this wallet
+            // was slower than the retention; it has to come again, for a snapshot.
+            let Some(last) = changes.last().map(|change| change.sequence).filter(|_| is_next(&changes, cursor)) else {
+                let error = ErrorMessage::new(ErrorCode::Busy, "the change log does not reach back so far any more");
+                self.connection.close_with(&error);
+                return Err(Closed);
+            };
             for change in changes {
                 if self.filter.matches(&change.entry) {
                     self.send(&change).await?;

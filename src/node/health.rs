@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::consensus::Voting;
+use crate::consensus::{FenceState, Voting};
 use crate::types::Height;
 
 /// What the rest of the node may know of the ledger at any time.
@@ -23,6 +23,7 @@ pub struct LedgerHealth {
     pub(super) goal: AtomicU64,
     pub(super) behind: AtomicBool,
     pub(super) voting: Mutex<Voting>,
+    pub(super) fence: Mutex<Option<(FenceState, u64)>>,
     pub(super) stopped: watch::Sender<Option<Result<(), String>>>,
 }
 
@@ -41,6 +42,7 @@ impl LedgerHealth {
             goal: AtomicU64::new(0),
             behind: AtomicBool::new(voting == Voting::Observer),
             voting: Mutex::new(voting),
+            fence: Mutex::new(None),
             stopped: watch::Sender::new(None),
         }
     }
@@ -48,6 +50,11 @@ impl LedgerHealth {
     /// Whether this node votes.
     pub fn voting(&self) -> Voting {
         *self.voting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fence behind which a member votes that lost votes, and what is behind it.
+    pub fn fence(&self) -> Option<(FenceState, u64)> {
+        *self.fence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Transactions in flight here.

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{UTXOProtocolHandler, not_ready};
-use crate::consensus::Voting;
+use crate::consensus::{FenceState, Voting};
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_HTTP_CONNECTIONS, MAX_HTTP_HEAD_BYTES, SILENCE_TIMEOUT};
 use crate::net::PeerManager;
 use crate::types::{GenesisHash, Height, Network, PublicKey, UnixSeconds};
@@ -32,6 +32,17 @@ pub(super) struct Observed {
     pub(super) id: String,
     pub(super) handler: Arc<UTXOProtocolHandler>,
     pub(super) peers: Arc<PeerManager>,
+}
+
+/// A member's fence: what it must not vote on, because it may have voted on it and lost it.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct FenceStatus {
+    /// Whether the other members have said all that is to be behind it.
+    pub standing: bool,
+    /// Outpoints behind it.
+    pub fenced: u64,
+    /// The first height at which the member takes part in agreeing on a block again.
+    pub agrees_from: Option<Height>,
 }
 
 /// The answer of `/status`.
@@ -45,8 +56,11 @@ pub struct NodeStatus {
     pub network: Network,
     /// Which one exactly.
     pub genesis_hash: GenesisHash,
-    /// `Active`, `Observer`, or why it does not vote.
+    /// `Active`, `Observer`, `Fencing` (votes were lost, and it asks what it must not vote
+    /// on), or why it does not vote.
     pub voting: String,
+    /// The fence, if votes were lost.
+    pub fence: Option<FenceStatus>,
     /// The height of its chain; 0 before the first block.
     pub height: Height,
     /// The ids of the connected members.
@@ -150,8 +164,14 @@ fn status(observed: &Observed) -> NodeStatus {
         voting: match health.voting() {
             Voting::Active => "Active".into(),
             Voting::Observer => "Observer".into(),
+            Voting::Fencing => "Fencing".into(),
             Voting::Suspended(reason) => format!("Suspended: {reason}"),
         },
+        fence: health.fence().map(|(state, fenced)| FenceStatus {
+            standing: state != FenceState::Asking,
+            fenced,
+            agrees_from: state.agrees_from(),
+        }),
         height: head.height,
         peers: observed.peers.connected_members().into_iter().map(|m| members.member(m).id.clone()).collect(),
         masternodes: members.members().len(),
@@ -199,6 +219,7 @@ fn metrics(observed: &Observed) -> String {
     gauge("chain_height", "The height of the last block", ledger.reader().durable_head().height);
     gauge("chain_goal", "The height of the chain, as far as members say", health.goal());
     gauge("ready", "Whether the node is ready", u64::from(not_ready(&observed.handler, &observed.peers).is_empty()));
+    gauge("fenced_outpoints", "Outputs that this member must not vote on", health.fence().map_or(0, |(_, n)| n));
     gauge("voting", "Whether the node votes", u64::from(health.voting() == Voting::Active));
     gauge("database_bytes", "Bytes of the database on disk", ledger.reader().size_on_disk(ledger.data_dir()));
     gauge(

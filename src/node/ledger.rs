@@ -24,13 +24,13 @@ use crate::consensus::{
     Vote, Voting, sign_batch,
 };
 use crate::db::{
-    ChangeEvents, CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Reader, Subscription,
-    SubscriptionKey,
+    ChangeEvents, CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Owner, PruneBatch, Reader,
+    Subscription, SubscriptionKey,
 };
 use crate::limits::{
     LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
 };
-use crate::types::{Genesis, SecretKey, Transaction, Txid, UnixSeconds};
+use crate::types::{Genesis, Height, SecretKey, Transaction, Txid, UnixSeconds};
 
 /// What a ledger is opened with.
 #[derive(Debug)]
@@ -45,6 +45,13 @@ pub struct LedgerConfig {
     pub key: Option<SecretKey>,
     /// Bytes of the database's cache.
     pub cache_bytes: u64,
+    /// The key has never been used by a node before: if there is no database, one is made
+    /// without a fence. Whoever is not sure says `false`, and a new database votes only on
+    /// what comes into being after it has asked the others.
+    pub first_start: bool,
+    /// Blocks whose spent outputs, certificates and changes are kept; `None` keeps
+    /// everything.
+    pub retention_blocks: Option<Height>,
 }
 
 /// Why a ledger does not open.
@@ -69,6 +76,8 @@ pub(super) enum Input {
     Query { txid: Txid, ticket: Ticket },
     /// Make, replace or cancel a subscription, if the token fits.
     Subscription(SubscriptionRequest),
+    /// Forget what confirmed blocks have made unnecessary, and say when it is done.
+    Prune { batch: PruneBatch, done: oneshot::Sender<()> },
     /// Come to an end.
     Stop,
 }
@@ -135,6 +144,7 @@ pub struct UTXOStateManager {
     data_dir: PathBuf,
     reader: Reader,
     inputs: Inputs,
+    retention_blocks: Option<Height>,
     health: Arc<LedgerHealth>,
     waiting: Mutex<Option<Waiting>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -160,13 +170,20 @@ impl UTXOStateManager {
             Some(key) => Some(committee.index_of(&key).ok_or(LedgerError::NotMember(key))?),
             None => None,
         };
-        let Opened { database, recovered } =
-            Database::open(&config.data_dir, &config.genesis, public_key, config.cache_bytes)?;
+        let owner = Owner { genesis: &config.genesis, public_key, first_start: config.first_start };
+        let Opened { database, recovered } = Database::open(&config.data_dir, owner, config.cache_bytes)?;
         let rules = Rules { network: config.genesis.network(), min_fee: config.genesis.min_fee() };
         let mut machine = Machine::new(Arc::clone(&committee), rules, own);
         if let Some(reason) = recovered.suspension {
             tracing::error!(%reason, "this node does not vote; see `time-db`");
             machine.suspend(reason);
+        }
+        if let Some((state, fenced)) = recovered.fence {
+            tracing::warn!(?state, fenced, "votes of this member were lost; it votes behind a fence");
+            machine.stand_behind(state, fenced);
+            if !machine.can_be_fenced() {
+                tracing::error!("without this member there is no quorum: this network does not survive its lost votes");
+            }
         }
         let in_flight = recovered.in_flight.len();
         let height = recovered.tip.height;
@@ -177,6 +194,7 @@ impl UTXOStateManager {
             tracing::info!(in_flight, "recovered transactions in flight, with their locks and votes");
         }
         let health = Arc::new(LedgerHealth::new(machine.voting()));
+        *health.fence.lock().unwrap_or_else(PoisonError::into_inner) = machine.fence();
         health.height.store(height, Ordering::Relaxed);
         let reader = database.reader();
         // Never full but for what `tell` adds: the rest holds permits, of which there are fewer.
@@ -193,6 +211,7 @@ impl UTXOStateManager {
             data_dir: config.data_dir,
             reader,
             inputs,
+            retention_blocks: config.retention_blocks,
             health,
             waiting: Mutex::new(Some(waiting)),
             thread: Mutex::new(None),
@@ -224,6 +243,13 @@ impl UTXOStateManager {
         &self.data_dir
     }
 
+    /// Whether the other members are a quorum that can say what this one may have voted on.
+    pub fn can_be_fenced(&self) -> bool {
+        let own = self.reader.network().public_key.and_then(|key| self.committee.index_of(&key));
+        let own = own.map_or(0, |own| self.committee.weight(own));
+        self.committee.total_weight() - own >= self.committee.quorum()
+    }
+
     /// Reads the database.
     pub const fn reader(&self) -> &Reader {
         &self.reader
@@ -232,6 +258,10 @@ impl UTXOStateManager {
     /// How it is doing.
     pub const fn health(&self) -> &Arc<LedgerHealth> {
         &self.health
+    }
+
+    pub(super) const fn retention_blocks(&self) -> Option<Height> {
+        self.retention_blocks
     }
 
     pub(super) const fn inputs(&self) -> &Inputs {
@@ -248,7 +278,7 @@ impl UTXOStateManager {
     /// Wakes whenever the change log grows; only before `start`.
     pub(super) fn watch_changes(&self) -> Option<ChangeEvents> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.as_ref().map(|waiting| waiting.database.watch_changes())
+        waiting.as_ref().and_then(|waiting| waiting.database.watch_changes())
     }
 
     /// Starts the ledger thread; what may leave goes to `outbox`.
@@ -404,6 +434,7 @@ impl Ledger {
             self.machine.count_own(&mut step, &batch);
         }
         let voting = self.machine.voting();
+        let (mut prune, mut pruned) = (None, None);
         let mut permits = Vec::with_capacity(work.len());
         for Work { input, permit } in work {
             permits.extend(permit);
@@ -420,6 +451,10 @@ impl Ledger {
                 Input::Subscription(request) => {
                     self.subscription_requests += 1;
                     subscriptions.decide(&self.reader, request, self.subscription_requests)?;
+                }
+                Input::Prune { batch, done } => {
+                    prune = Some(batch);
+                    pruned = Some(done);
                 }
                 Input::Stop => {}
             }
@@ -446,10 +481,15 @@ impl Ledger {
             let (transactions, aborts) = (block.transactions.len(), block.aborts.len());
             tracing::info!(height = block.height, %hash, round, transactions, aborts, "block");
         }
-        let batch = CommitBatch { changes, subscriptions: subscriptions.rows, suspension };
+        let batch =
+            CommitBatch { changes, subscriptions: subscriptions.rows, suspension, prune, ..CommitBatch::default() };
         let committing = (!batch.is_empty()).then(Instant::now);
         let durable = self.database.commit(batch, outgoing)?;
         drop(permits);
+        if let Some(pruned) = pruned {
+            // The node may be stopping; what was pruned is durable all the same.
+            let _told = pruned.send(()).is_ok();
+        }
         self.measure(committing.map(|began| began.elapsed()), finalized);
         self.let_out(durable);
         self.say_status();
@@ -457,10 +497,14 @@ impl Ledger {
     }
 
     fn new_suspension(&self, before: Voting) -> Option<Suspension> {
-        match (before, self.machine.voting()) {
-            (Voting::Active, Voting::Suspended(reason)) => {
+        let now = self.machine.voting();
+        if now == before {
+            return None;
+        }
+        *self.health.voting.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        match now {
+            Voting::Suspended(reason) => {
                 tracing::error!(%reason, "this node stops voting; see `time-db`");
-                *self.health.voting.lock().unwrap_or_else(PoisonError::into_inner) = Voting::Suspended(reason);
                 Some(reason)
             }
             _ => None,
@@ -509,6 +553,7 @@ impl Ledger {
         if health.height.swap(height, Ordering::Relaxed) != height {
             self.outbox.peers.set_height(height);
         }
+        *health.fence.lock().unwrap_or_else(PoisonError::into_inner) = self.machine.fence();
         health.unconfirmed.store(self.machine.unconfirmed(), Ordering::Relaxed);
         health.goal.store(self.machine.goal(now_ms), Ordering::Relaxed);
         health.behind.store(self.machine.is_behind(), Ordering::Relaxed);

@@ -12,6 +12,7 @@ mod http;
 mod ledger;
 mod outbox;
 mod protocol;
+mod prune;
 mod status;
 mod subscribe;
 mod sync;
@@ -180,6 +181,7 @@ impl MasternodeUTXOIntegration {
         }
         self.peers.dial_members();
         tokio::spawn(keep_house(Arc::downgrade(&handler)));
+        tokio::spawn(prune::forget(Arc::downgrade(&handler)));
         tokio::spawn(follow(Arc::downgrade(&handler), Arc::clone(&self.peers)));
         tracing::info!(
             id = %self.id,
@@ -333,6 +335,14 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
     }
     match voting {
         Voting::Active | Voting::Observer => {}
+        Voting::Fencing if handler.ledger.can_be_fenced() => {
+            reasons.push("its votes were lost: asking the other members what it must not vote on".into());
+        }
+        Voting::Fencing => reasons.push(
+            "its votes were lost, and without it there is no quorum that could say what it must not vote on: \
+             this network does not survive the loss"
+                .into(),
+        ),
         Voting::Suspended(reason @ (Suspension::UnknownOwnVote | Suspension::GuardMismatch)) => {
             reasons.push(format!("not voting because {reason}"));
         }

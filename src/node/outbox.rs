@@ -10,10 +10,10 @@ use std::sync::Arc;
 use super::status::StatusHub;
 use crate::consensus::{Action, Certificate, MemberBatch, MemberIndex, Verified, VoteKind};
 use crate::db::Reader;
-use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_TRANSACTIONS_PER_REQUEST};
+use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_FENCED_PER_PAGE, MAX_TRANSACTIONS_PER_REQUEST};
 use crate::net::{
-    CertifiedTransaction, GetBlocks, GetTransactions, NetworkMessage, PeerManager, Status, TransactionRejected,
-    Transactions, encode,
+    CertifiedTransaction, GetBlocks, GetFence, GetTransactions, NetworkMessage, PeerManager, Status,
+    TransactionRejected, Transactions, encode,
 };
 use crate::types::{Height, Transaction, Txid};
 
@@ -76,6 +76,10 @@ impl Outbox {
             Action::RequestBlocks { to, from_height } => {
                 let limit = u32::try_from(MAX_BLOCKS_PER_REQUEST).unwrap_or(u32::MAX);
                 self.send(Some(to), &NetworkMessage::GetBlocks(GetBlocks { from_height, limit }));
+            }
+            Action::RequestFence { to, after } => {
+                let limit = u32::try_from(MAX_FENCED_PER_PAGE).unwrap_or(u32::MAX);
+                self.send(Some(to), &NetworkMessage::GetFence(GetFence { after, limit }));
             }
             Action::SendBlocks { to, from_height } => match super::sync::blocks_page(&self.reader, from_height, 16) {
                 Ok(blocks) => self.send(Some(to), &NetworkMessage::Blocks(blocks)),

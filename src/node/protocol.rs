@@ -151,6 +151,14 @@ impl UTXOProtocolHandler {
                 let member = connection.member().ok_or_else(not_authorized)?;
                 self.blocks(connection, member, blocks).await.map(|()| None)
             }
+            NetworkMessage::GetFence(query) => {
+                connection.member().ok_or_else(not_authorized)?;
+                self.get_fence(connection, query).await.map(Some)
+            }
+            NetworkMessage::Fence(page) => {
+                let from = connection.member().ok_or_else(not_authorized)?;
+                self.fence_page(connection, from, page).await.map(|()| None)
+            }
             NetworkMessage::Consensus(message) => {
                 let from = connection.member().ok_or_else(not_authorized)?;
                 let passed = self.pool.pass_for_member(Event::Consensus { from, message }, connection).await;

@@ -10,15 +10,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ledger::Input;
-use super::protocol::{Refusal, UTXOProtocolHandler, busy, entry_bytes, transaction_entry};
-use crate::consensus::{CheckedBlock, Committee, Event, MemberIndex, Signable, Source};
+use super::protocol::{Refusal, UTXOProtocolHandler, busy, entry_bytes, refusal, transaction_entry};
+use crate::consensus::{CheckedBlock, Committee, Event, FencePage, MemberIndex, Signable, Source, Voting, check_form};
 use crate::db::{DatabaseError, Durable, Reader};
-use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST};
-use crate::net::{
-    Blocks, Connection, ConnectionId, ErrorCode, ErrorMessage, Finalized, GetBlocks, GetFinalized, GetTransactions,
-    NetworkMessage, PeerManager, Status, Transactions, encode,
+use crate::limits::{
+    MAX_BLOCKS_PER_REQUEST, MAX_FENCED_PER_PAGE, MAX_FINALIZED_PER_PAGE, MAX_PAGE_BYTES, MAX_TRANSACTIONS_PER_REQUEST,
 };
-use crate::types::{Height, Txid};
+use crate::net::{
+    Blocks, Connection, ConnectionId, ErrorCode, ErrorMessage, Fence, Finalized, GetBlocks, GetFence, GetFinalized,
+    GetTransactions, NetworkMessage, PeerManager, Status, Transactions, encode,
+};
+use crate::types::{Height, Transaction, Txid};
 
 /// Entries of the change log that are looked through at once for what is final.
 const LOG_ENTRIES_AT_ONCE: usize = 512;
@@ -256,6 +258,47 @@ impl UTXOProtocolHandler {
             connection.send_now(encode(&NetworkMessage::GetTransactions(ask), None));
         }
         Ok(())
+    }
+}
+
+impl UTXOProtocolHandler {
+    /// What a member that lost votes may have voted on. Whoever lost votes itself, and does
+    /// not know what on, cannot say.
+    pub(super) async fn get_fence(
+        &self,
+        connection: &Connection,
+        query: GetFence,
+    ) -> Result<Durable<NetworkMessage>, Refusal> {
+        if self.ledger.health().voting() != Voting::Active {
+            return Err(refusal(ErrorCode::Busy, "this node does not know itself what was voted on"));
+        }
+        let limit = (query.limit as usize).clamp(1, MAX_FENCED_PER_PAGE);
+        let read = move |reader: &Reader| {
+            let page = reader.fence_page(query.after.as_deref(), limit)?;
+            Ok(NetworkMessage::Fence(Fence {
+                height: page.height,
+                outpoints: page.outpoints,
+                transactions: page.transactions.iter().map(Transaction::to_raw).collect(),
+                next: page.next,
+            }))
+        };
+        self.read(connection, read).await
+    }
+
+    /// A page of what this node asked for. What it names does no harm, so it is not checked.
+    pub(super) async fn fence_page(
+        &self,
+        connection: &Arc<Connection>,
+        from: MemberIndex,
+        page: Fence,
+    ) -> Result<(), Refusal> {
+        let Fence { height, outpoints, transactions, next } = page;
+        let rules = self.ledger.rules();
+        let transactions = transactions.into_iter().map(|raw| check_form(raw, &rules)).collect::<Result<_, _>>();
+        let transactions = transactions.map_err(|rejection| refusal(ErrorCode::Malformed, rejection.to_string()))?;
+        let page = FencePage { height, outpoints, transactions, next };
+        let passed = self.pool.pass_for_member(Event::Fence { from, page }, connection).await;
+        passed.map_err(|_| busy())
     }
 }
 

@@ -221,6 +221,10 @@ impl View for Store {
     fn dead(&self, txid: &Txid) -> Option<Dead> {
         self.dead.contains(txid).then_some(Dead { by: None, height: 1 })
     }
+
+    fn is_fenced(&self, _: &OutPoint) -> bool {
+        false
+    }
 }
 
 impl Store {
@@ -600,6 +604,7 @@ impl World {
             Action::Advise { .. } | Action::Progress { .. } => {}
             Action::Consensus(_)
             | Action::RequestBlocks { .. }
+            | Action::RequestFence { .. }
             | Action::SendBlocks { .. }
             | Action::Disconnect { .. } => panic!("there is no chain here: {action:?}"),
         }

@@ -1,0 +1,371 @@
+//! What the rows lie on: sled's files, or a disk in memory that can lose power.
+//!
+//! The rest of the room sees ordered maps of bytes ([`Tree`]) and one writer ([`Engine`])
+//! that applies a batch of rows to all of them at once and then makes it durable. The disk
+//! in memory is for simulations: it runs the very same commit, recovery, verification and
+//! repair as the files do, and forgets what was not synced when it is told to crash.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::{IVec, Transactional};
+
+use super::DatabaseError;
+use super::codec::RowChange;
+use super::guard::{Guard, Stamp};
+use super::schema::TreeId;
+
+/// One tree, for reading. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) enum Tree {
+    Sled(sled::Tree),
+    Memory(MemoryDisk, TreeId),
+}
+
+/// Rows in order of key.
+pub(super) type RowIter = Box<dyn DoubleEndedIterator<Item = Result<(IVec, IVec), DatabaseError>> + Send>;
+
+impl Tree {
+    pub(super) fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<IVec>, DatabaseError> {
+        match self {
+            Self::Sled(tree) => Ok(tree.get(key)?),
+            Self::Memory(disk, id) => {
+                Ok(disk.lock().tree(*id).get(key.as_ref()).map(|value| IVec::from(value.as_slice())))
+            }
+        }
+    }
+
+    /// The rows whose keys are within these bounds.
+    pub(super) fn range(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RowIter {
+        match self {
+            Self::Sled(tree) => Box::new(tree.range::<Vec<u8>, _>((from, to)).map(|row| Ok(row?))),
+            Self::Memory(disk, id) => Box::new(MemoryRange { disk: disk.clone(), id: *id, from, to }),
+        }
+    }
+
+    /// The rows from this key on.
+    pub(super) fn range_from(&self, key: &[u8]) -> RowIter {
+        self.range(Bound::Included(key.to_vec()), Bound::Unbounded)
+    }
+
+    pub(super) fn iter(&self) -> RowIter {
+        self.range(Bound::Unbounded, Bound::Unbounded)
+    }
+
+    /// The rows whose keys begin with `prefix`.
+    pub(super) fn scan_prefix(&self, prefix: &[u8]) -> RowIter {
+        let mut end = prefix.to_vec();
+        while let Some(last) = end.pop() {
+            if let Some(next) = last.checked_add(1) {
+                end.push(next);
+                return self.range(Bound::Included(prefix.to_vec()), Bound::Excluded(end));
+            }
+        }
+        self.range_from(prefix)
+    }
+
+    pub(super) fn first(&self) -> Result<Option<(IVec, IVec)>, DatabaseError> {
+        self.iter().next().transpose()
+    }
+
+    /// The number of rows; walks through all of them.
+    pub(super) fn count(&self) -> Result<u64, DatabaseError> {
+        self.iter().try_fold(0, |n, row| row.map(|_| n + 1))
+    }
+
+    /// sled's subscriber on this tree; a disk in memory has none.
+    pub(super) fn watch(&self) -> Option<sled::Subscriber> {
+        match self {
+            Self::Sled(tree) => Some(tree.watch_prefix(Vec::new())),
+            Self::Memory(..) => None,
+        }
+    }
+}
+
+/// The writer's side. There is one.
+#[derive(Debug)]
+pub(super) enum Engine {
+    Sled {
+        db: sled::Db,
+        trees: Vec<sled::Tree>,
+        /// Our own descriptor of sled's file, for the sync that sled leaves out.
+        file: File,
+        guard: Guard,
+    },
+    Memory(MemoryDisk),
+}
+
+impl Engine {
+    /// Applies rows to all trees in one transaction, in memory. Nothing is read inside it.
+    pub(super) fn apply(&self, rows: &[RowChange]) -> Result<(), DatabaseError> {
+        match self {
+            Self::Sled { trees, .. } => {
+                let result: Result<(), TransactionError<()>> = trees.as_slice().transaction(|views| {
+                    for row in rows {
+                        let view = &views[row.tree as usize];
+                        let key = row.key.as_slice();
+                        match &row.value {
+                            Some(value) => view.insert(key, value.as_slice())?,
+                            None => view.remove(key)?,
+                        };
+                    }
+                    Ok::<(), ConflictableTransactionError<()>>(())
+                });
+                result.map_err(|error| match error {
+                    TransactionError::Storage(error) => DatabaseError::Sled(error),
+                    TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
+                })
+            }
+            Self::Memory(disk) => disk.lock().apply(rows),
+        }
+    }
+
+    /// Puts what was applied on the platter: sled's flush, and the sync that it leaves out.
+    pub(super) fn sync(&self) -> Result<(), DatabaseError> {
+        match self {
+            Self::Sled { db, file, .. } => {
+                db.flush()?;
+                file.sync_data().map_err(DatabaseError::io("syncing the database"))
+            }
+            Self::Memory(disk) => disk.lock().sync(),
+        }
+    }
+
+    /// Writes down, durably, which commit was the last.
+    pub(super) fn write_guard(&self, stamp: Stamp) -> Result<(), DatabaseError> {
+        match self {
+            Self::Sled { guard, .. } => guard.write(stamp),
+            Self::Memory(disk) => disk.lock().write_guard(stamp),
+        }
+    }
+}
+
+/// A disk in memory, for simulations. Clones are the same disk.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryDisk(Arc<Mutex<Platter>>);
+
+/// All that a disk held at some moment.
+#[derive(Debug, Clone)]
+pub struct DiskImage(Platter);
+
+#[derive(Debug, Clone, Default)]
+struct Platter {
+    trees: BTreeMap<TreeId, BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// What the rows of unsynced batches were before, newest last.
+    unsynced: Vec<(TreeId, Vec<u8>, Option<Vec<u8>>)>,
+    guard: Option<Stamp>,
+    /// Writes until the power goes.
+    writes_left: Option<u64>,
+}
+
+impl MemoryDisk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets so many more writes (a batch, its sync and its guard are three) succeed; the
+    /// next one, and all after it, fail.
+    pub fn fail_after(&self, writes: u64) {
+        self.lock().writes_left = Some(writes);
+    }
+
+    /// The power goes, and comes back. What was applied and not synced is lost, or (`keep`)
+    /// happened to reach the platter all the same.
+    pub fn lose_power(&self, keep: bool) {
+        let mut platter = self.lock();
+        platter.writes_left = None;
+        let unsynced = std::mem::take(&mut platter.unsynced);
+        for (tree, key, before) in unsynced.into_iter().rev().filter(|_| !keep) {
+            platter.put(tree, key, before);
+        }
+    }
+
+    /// What it holds now, synced or not.
+    pub fn image(&self) -> DiskImage {
+        DiskImage(self.lock().clone())
+    }
+
+    /// Puts an earlier image back, as a damaged database or a restored directory does;
+    /// without `with_guard` the guard stays what it is.
+    pub fn put_back(&self, image: &DiskImage, with_guard: bool) {
+        let mut platter = self.lock();
+        let guard = platter.guard;
+        *platter = image.0.clone();
+        platter.writes_left = None;
+        if !with_guard {
+            platter.guard = guard;
+        }
+    }
+
+    pub(super) fn guard(&self) -> Option<Stamp> {
+        self.lock().guard
+    }
+}
+
+impl Platter {
+    fn tree(&self, id: TreeId) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+        static EMPTY: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        self.trees.get(&id).unwrap_or(&EMPTY)
+    }
+
+    fn put(&mut self, tree: TreeId, key: Vec<u8>, value: Option<Vec<u8>>) -> Option<Vec<u8>> {
+        let tree = self.trees.entry(tree).or_default();
+        match value {
+            Some(value) => tree.insert(key, value),
+            None => tree.remove(&key),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), DatabaseError> {
+        match &mut self.writes_left {
+            None => Ok(()),
+            Some(0) => {
+                let source = std::io::Error::other("the disk has no power");
+                Err(DatabaseError::Io { what: "writing", source })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn apply(&mut self, rows: &[RowChange]) -> Result<(), DatabaseError> {
+        self.write()?;
+        for row in rows {
+            let before = self.put(row.tree, row.key.clone(), row.value.clone());
+            self.unsynced.push((row.tree, row.key.clone(), before));
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), DatabaseError> {
+        self.write()?;
+        self.unsynced.clear();
+        Ok(())
+    }
+
+    fn write_guard(&mut self, stamp: Stamp) -> Result<(), DatabaseError> {
+        self.write()?;
+        self.guard = Some(stamp);
+        Ok(())
+    }
+}
+
+/// A walk through a tree in memory; each step looks at the tree as it is then.
+struct MemoryRange {
+    disk: MemoryDisk,
+    id: TreeId,
+    from: Bound<Vec<u8>>,
+    to: Bound<Vec<u8>>,
+}
+
+impl MemoryRange {
+    /// The first or the last row that is left; none once the ends have met.
+    fn end(&self, back: bool) -> Option<(Vec<u8>, IVec)> {
+        let empty = match (&self.from, &self.to) {
+            (Bound::Included(from), Bound::Included(to)) => from > to,
+            (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => from >= to,
+            _ => false,
+        };
+        if empty {
+            return None;
+        }
+        let platter = self.disk.lock();
+        let mut range = platter.tree(self.id).range((self.from.clone(), self.to.clone()));
+        let row = if back { range.next_back() } else { range.next() };
+        row.map(|(key, value)| (key.clone(), IVec::from(value.as_slice())))
+    }
+}
+
+impl Iterator for MemoryRange {
+    type Item = Result<(IVec, IVec), DatabaseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, value) = self.end(false)?;
+        self.from = Bound::Excluded(key.clone());
+        Some(Ok((IVec::from(key), value)))
+    }
+}
+
+impl DoubleEndedIterator for MemoryRange {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let (key, value) = self.end(true)?;
+        self.to = Bound::Excluded(key.clone());
+        Some(Ok((IVec::from(key), value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &[u8], value: Option<&[u8]>) -> RowChange {
+        RowChange { tree: TreeId::Utxos, key: key.to_vec(), value: value.map(<[u8]>::to_vec) }
+    }
+
+    fn keys(rows: impl Iterator<Item = Result<(IVec, IVec), DatabaseError>>) -> Vec<Vec<u8>> {
+        rows.map(|row| row.unwrap().0.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_disk_in_memory_reads_like_sled() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let sled_tree = db.open_tree("t").unwrap();
+        let disk = MemoryDisk::new();
+        let rows = [b"a".as_slice(), b"ab", b"b", b"b\xff", b"b\xff\xff", b"c"];
+        for key in rows {
+            sled_tree.insert(key, b"v").unwrap();
+        }
+        disk.lock().apply(&rows.map(|key| row(key, Some(b"v")))).unwrap();
+        let trees = [Tree::Sled(sled_tree), Tree::Memory(disk, TreeId::Utxos)];
+        let [sled, memory] = &trees;
+        let bounds = [Bound::Unbounded, Bound::Included(b"ab".to_vec()), Bound::Excluded(b"b".to_vec())];
+        for from in &bounds {
+            for to in &bounds {
+                let both = trees.each_ref().map(|tree| keys(tree.range(from.clone(), to.clone())));
+                assert_eq!(both[0], both[1], "{from:?} {to:?}");
+                let both = trees.each_ref().map(|tree| keys(tree.range(from.clone(), to.clone()).rev()));
+                assert_eq!(both[0], both[1], "{from:?} {to:?} backwards");
+            }
+        }
+        for prefix in [b"".as_slice(), b"b", b"b\xff", b"z"] {
+            assert_eq!(keys(sled.scan_prefix(prefix)), keys(memory.scan_prefix(prefix)), "{prefix:?}");
+        }
+        assert_eq!(sled.first().unwrap(), memory.first().unwrap());
+        assert_eq!((sled.count().unwrap(), memory.count().unwrap()), (6, 6));
+    }
+
+    #[test]
+    fn what_was_not_synced_is_lost_with_the_power() {
+        let disk = MemoryDisk::new();
+        let tree = Tree::Memory(disk.clone(), TreeId::Utxos);
+        let engine = Engine::Memory(disk.clone());
+        engine.apply(&[row(b"a", Some(b"1"))]).unwrap();
+        engine.sync().unwrap();
+        engine.apply(&[row(b"a", Some(b"2")), row(b"b", Some(b"2"))]).unwrap();
+        engine.apply(&[row(b"a", None), row(b"b", Some(b"3"))]).unwrap();
+        let image = disk.image();
+        disk.lose_power(false);
+        assert_eq!(tree.get(b"a").unwrap().unwrap(), b"1");
+        assert_eq!(tree.get(b"b").unwrap(), None);
+        disk.put_back(&image, true);
+        disk.lose_power(true);
+        assert_eq!(tree.get(b"a").unwrap(), None);
+        assert_eq!(tree.get(b"b").unwrap().unwrap(), b"3");
+        disk.fail_after(1);
+        engine.apply(&[row(b"c", Some(b"4"))]).unwrap();
+        assert!(engine.sync().is_err());
+        assert!(engine.write_guard(Stamp { commit: 1, digest: [0; 32] }).is_err());
+        disk.lose_power(false);
+        assert_eq!((tree.get(b"c").unwrap(), disk.guard()), (None, None));
+    }
+}

@@ -1,0 +1,224 @@
+//! Opening what the rows lie on: never so that damage brings the caller down, never under a
+//! schema that this program does not know, and with a copy kept before a migration.
+
+use std::fs::OpenOptions;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+
+use super::codec::{RowChange, decode, encode};
+use super::engine::{Engine, MemoryDisk, Tree};
+use super::guard::{Guard, Stamp, sync_directory};
+use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
+use super::store::Trees;
+use super::{DatabaseError, FrozenRow};
+use crate::consensus::FenceState;
+use crate::types::{Genesis, PublicKey};
+
+/// sled's directory inside the data directory.
+pub(super) const DATABASE_DIR: &str = "db";
+
+/// An open disk, and what its guard says.
+#[derive(Debug)]
+pub(super) struct Storage {
+    pub(super) engine: Engine,
+    pub(super) trees: Trees,
+    pub(super) stamp: Option<Stamp>,
+}
+
+impl Storage {
+    /// The files in `data_dir`, made if they are not there.
+    pub(super) fn open(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+        std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
+        let (db, trees) = open_sled(data_dir, cache_bytes)?;
+        // Also of an old database: a crash may have come between its making and this.
+        sync_names(data_dir)?;
+        let file = OpenOptions::new().read(true).write(true).open(sled_file(data_dir));
+        let file = file.map_err(DatabaseError::io("opening the database's file"))?;
+        let (guard, stamp) = Guard::open(data_dir)?;
+        let readable = Trees::new(|id| Tree::Sled(trees[id as usize].clone()));
+        Ok(Self { engine: Engine::Sled { db, trees, file, guard }, trees: readable, stamp })
+    }
+
+    /// A disk in memory.
+    pub(super) fn memory(disk: &MemoryDisk) -> Self {
+        Self {
+            engine: Engine::Memory(disk.clone()),
+            trees: Trees::new(|id| Tree::Memory(disk.clone(), id)),
+            stamp: disk.guard(),
+        }
+    }
+
+    pub(super) fn meta<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DatabaseError> {
+        read_meta(&self.trees, key)
+    }
+
+    /// Brings an older schema up to this program's, one step after the other.
+    pub(super) fn migrate(&self, genesis: &Genesis) -> Result<(), DatabaseError> {
+        let stored = self.meta::<StoredNetwork>(meta::NETWORK)?;
+        // A new database is filled elsewhere; another network's is refused elsewhere.
+        if stored.is_none_or(|stored| stored.genesis_hash != genesis.hash()) {
+            return Ok(());
+        }
+        while let Some(schema) = self.meta::<u32>(meta::SCHEMA)?.filter(|schema| *schema < SCHEMA_VERSION) {
+            let rows = match schema {
+                1 => super::m0002_blocks::rows(genesis),
+                2 => super::m0003_fence::rows(),
+                _ => return Err(DatabaseError::corrupt("meta", format!("there never was a schema {schema}"))),
+            };
+            tracing::info!(from = schema, "migrating the database");
+            self.write(rows)?;
+        }
+        Ok(())
+    }
+
+    /// Fills a new database: the genesis, then the stamp that says it is whole. Until that
+    /// stamp is there, opening starts over. With `fenced`, nothing that the genesis made may
+    /// be voted on before others have said what this member may have voted on.
+    pub(super) fn initialise(
+        &self,
+        genesis: &Genesis,
+        public_key: Option<PublicKey>,
+        fenced: bool,
+    ) -> Result<StoredNetwork, DatabaseError> {
+        let network = StoredNetwork {
+            network: genesis.network(),
+            genesis_hash: genesis.hash(),
+            public_key,
+            log_id: rand::random(),
+        };
+        for mut rows in super::m0001_initial::genesis(genesis) {
+            if fenced {
+                let places = rows.iter().filter(|(tree, ..)| *tree == TreeId::Utxos.name());
+                let fence: Vec<_> = places.map(|(_, key, _)| ("fence", key.clone(), Vec::new())).collect();
+                rows.extend(fence);
+            }
+            // The stamp says that everything before it is there, so that has to be so first.
+            self.write(rows)?;
+        }
+        let mut stamp = super::m0001_initial::stamp(encode(TreeId::Meta, &network)?);
+        if fenced {
+            stamp.push(("meta", meta::FENCE.to_vec(), encode(TreeId::Meta, &FenceState::Asking)?));
+        }
+        self.write(stamp)?;
+        self.migrate(genesis)?;
+        self.meta(meta::NETWORK)?.ok_or_else(|| DatabaseError::corrupt("meta", "no network after initialising"))
+    }
+
+    /// Writes rows of a migration in one transaction, and syncs it.
+    fn write(&self, rows: Vec<FrozenRow>) -> Result<(), DatabaseError> {
+        let row = |(tree, key, value): FrozenRow| {
+            let tree = TreeId::named(tree).ok_or_else(|| DatabaseError::corrupt(tree, "there is no such tree"))?;
+            Ok(RowChange { tree, key, value: Some(value) })
+        };
+        let rows = rows.into_iter().map(row).collect::<Result<Vec<_>, DatabaseError>>()?;
+        self.engine.apply(&rows)?;
+        self.engine.sync()
+    }
+}
+
+/// Opens the files for use, migrated; of an older schema a copy is kept first.
+pub(super) fn open_migrated(data_dir: &Path, genesis: &Genesis, cache_bytes: u64) -> Result<Storage, DatabaseError> {
+    let mut storage = Storage::open(data_dir, cache_bytes)?;
+    let ours = storage.meta::<StoredNetwork>(meta::NETWORK)?.is_some_and(|n| n.genesis_hash == genesis.hash());
+    let older = schema_check(&storage.trees)?.filter(|schema| ours && *schema < SCHEMA_VERSION);
+    if let Some(schema) = older {
+        let commit = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY).commit;
+        drop(storage);
+        let copy = data_dir.join(format!("before-schema-{SCHEMA_VERSION}-from-{schema}-at-{commit}"));
+        if !copy.exists() {
+            super::backup::copy_files(data_dir, &copy)?;
+        }
+        tracing::info!(copy = %copy.display(), "kept a copy of the database before migrating it");
+        storage = Storage::open(data_dir, cache_bytes)?;
+        storage.migrate(genesis)?;
+    }
+    Ok(storage)
+}
+
+pub(super) fn sled_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(DATABASE_DIR).join("db")
+}
+
+/// Whether there is a database in a data directory at all.
+pub(super) fn is_there(data_dir: &Path) -> bool {
+    sled_file(data_dir).is_file()
+}
+
+/// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
+/// caller down.
+fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
+    let path = data_dir.join(DATABASE_DIR);
+    remove_stale_snapshots(&path)?;
+    let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
+    let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let db = config.open()?;
+        let trees = TreeId::ALL.iter().map(|id| db.open_tree(id.name())).collect::<Result<_, _>>()?;
+        Ok::<_, DatabaseError>((db, trees))
+    }));
+    match opened {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(DatabaseError::Sled(sled::Error::Io(error)))) if is_lock_error(&error) => {
+            Err(DatabaseError::InUse(data_dir.to_path_buf()))
+        }
+        Ok(Err(DatabaseError::Sled(error @ sled::Error::Corruption { .. }))) => {
+            Err(DatabaseError::Damaged(error.to_string()))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Err(DatabaseError::Damaged(text.unwrap_or_else(|| "it panicked".into())))
+        }
+    }
+}
+
+fn is_lock_error(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+}
+
+/// A snapshot that was being written when the power went would be taken for the newest.
+fn remove_stale_snapshots(path: &Path) -> Result<(), DatabaseError> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(DatabaseError::Io { what: "reading the database's directory", source }),
+    };
+    for entry in entries {
+        let entry = entry.map_err(DatabaseError::io("reading the database's directory"))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(entry.path()).map_err(DatabaseError::io("removing a half-written snapshot"))?;
+        }
+    }
+    Ok(())
+}
+
+/// sled never syncs the names of its files, nor `conf`.
+fn sync_names(data_dir: &Path) -> Result<(), DatabaseError> {
+    let path = data_dir.join(DATABASE_DIR);
+    for name in ["conf", "db"] {
+        let file = OpenOptions::new().read(true).open(path.join(name));
+        file.and_then(|f| f.sync_all()).map_err(DatabaseError::io("syncing the database's files"))?;
+    }
+    sync_directory(&path)?;
+    sync_directory(data_dir)?;
+    match data_dir.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)) {
+        Some(parent) => sync_directory(&parent),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn read_meta<T: serde::de::DeserializeOwned>(trees: &Trees, key: &[u8]) -> Result<Option<T>, DatabaseError> {
+    let row = trees.get(TreeId::Meta).get(key)?;
+    row.map(|row| decode(TreeId::Meta, &row)).transpose()
+}
+
+/// Refuses a schema that this program does not know.
+pub(super) fn schema_check(trees: &Trees) -> Result<Option<u32>, DatabaseError> {
+    let found = read_meta::<u32>(trees, meta::SCHEMA)?;
+    match found {
+        Some(found) if found > SCHEMA_VERSION => Err(DatabaseError::NewerSchema { found, known: SCHEMA_VERSION }),
+        found => Ok(found),
+    }
+}

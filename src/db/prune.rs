@@ -1,0 +1,121 @@
+//! Forgetting what confirmed blocks have made unnecessary: spent outputs, the certificates
+//! of what is in the chain, and the change log behind them.
+//!
+//! Bodies and blocks stay, for late nodes sync from them, and so does the height of each
+//! transaction: it is said to be `Confirmed` for ever, with its block as the proof. What is
+//! to go never changes any more, so it is looked up beside the writer, a little at a time,
+//! and the writer only removes rows. Nothing holds it back: a wallet that comes for what
+//! is gone is given a snapshot.
+
+use serde::{Deserialize, Serialize};
+
+use super::DatabaseError;
+use super::codec::{RowChange, decode, encode, record_parts, remove_record};
+use super::schema::{TreeId, certificate_key, meta, outpoint_key};
+use super::store::{Reader, sequence_of};
+use crate::consensus::{LogEntry, VoteKind};
+use crate::types::Height;
+
+/// Rows of the log that are looked through for the next block that is done.
+const MAX_LOG_ROWS_AHEAD: usize = 65_536;
+
+/// How far the past has been forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Blocks up to this height: what their transactions spent is gone.
+    pub height: Height,
+    /// Transactions of the next block that are done too.
+    pub entries: u64,
+    /// Entries of the change log up to this number are gone.
+    pub sequence: u64,
+}
+
+/// Rows to remove, and how far that is.
+#[derive(Debug)]
+pub struct PruneBatch {
+    rows: Vec<RowChange>,
+    pruned: Pruned,
+}
+
+impl PruneBatch {
+    pub(super) fn rows(&self) -> Result<Vec<RowChange>, DatabaseError> {
+        let value = Some(encode(TreeId::Meta, &self.pruned)?);
+        let mut rows = self.rows.clone();
+        rows.push(RowChange { tree: TreeId::Meta, key: meta::PRUNED.to_vec(), value });
+        Ok(rows)
+    }
+
+    /// How far it goes.
+    pub const fn pruned(&self) -> Pruned {
+        self.pruned
+    }
+}
+
+impl Reader {
+    /// How far the past has been forgotten.
+    pub fn pruned(&self) -> Result<Pruned, DatabaseError> {
+        let row = self.tree(TreeId::Meta).get(meta::PRUNED)?;
+        Ok(row.map(|row| decode(TreeId::Meta, &row)).transpose()?.unwrap_or_default())
+    }
+
+    /// The next rows to forget, about `most` of them, if blocks up to `keep_above` are not
+    /// to be kept any more. `None` if there are none. To be committed before it is asked again.
+    pub fn prunable(&self, keep_above: Height, most: usize) -> Result<Option<PruneBatch>, DatabaseError> {
+        let before = self.pruned()?;
+        let (mut pruned, mut rows) = (before, Vec::new());
+        while pruned.height < keep_above && rows.len() < most {
+            let Some(decided) = self.block(pruned.height + 1)? else { break };
+            let done = usize::try_from(pruned.entries).unwrap_or(usize::MAX);
+            for txid in decided.block.transactions.iter().skip(done) {
+                if rows.len() >= most {
+                    break;
+                }
+                let key = certificate_key(txid, VoteKind::Commit);
+                let parts = record_parts(self.tree(TreeId::Certificates), TreeId::Certificates, &key)?;
+                remove_record(&mut rows, TreeId::Certificates, &key, parts);
+                let spent = self.finalized(txid)?.map(|(transaction, _)| transaction);
+                rows.extend(spent.iter().flat_map(|transaction| transaction.spends()).map(|outpoint| RowChange {
+                    tree: TreeId::Utxos,
+                    key: outpoint_key(&outpoint).to_vec(),
+                    value: None,
+                }));
+                pruned.entries += 1;
+            }
+            if pruned.entries >= decided.block.transactions.len() as u64 {
+                (pruned.height, pruned.entries) = (pruned.height + 1, 0);
+            }
+        }
+        self.prunable_log(&mut rows, &mut pruned, most)?;
+        Ok((pruned != before).then_some(PruneBatch { rows, pruned }))
+    }
+
+    /// The log's rows before and with the last block whose outputs are done: whatever
+    /// stands before it is done as well. What the log names as final and in no block is
+    /// still needed.
+    fn prunable_log(&self, rows: &mut Vec<RowChange>, pruned: &mut Pruned, most: usize) -> Result<(), DatabaseError> {
+        let keep_from = self.unconfirmed_from()?.min(self.durable_head().sequence + 1);
+        let (mut passed, mut done) = (Vec::new(), 0);
+        for row in self.tree(TreeId::Changes).iter().take(MAX_LOG_ROWS_AHEAD) {
+            let (key, value) = row?;
+            let entries: Vec<LogEntry> = decode(TreeId::Changes, &value)?;
+            let last = (sequence_of(&key)? + entries.len() as u64).saturating_sub(1);
+            let heights = entries.iter().filter_map(|entry| match entry {
+                LogEntry::Block { height, .. } => Some(*height),
+                LogEntry::Transition(_) => None,
+            });
+            let newest = heights.max();
+            if last >= keep_from || newest.is_some_and(|height| height > pruned.height) || done >= most {
+                break;
+            }
+            passed.push((key, last));
+            if newest.is_some() {
+                done = passed.len();
+            }
+        }
+        for (key, last) in passed.into_iter().take(done.min(most)) {
+            rows.push(RowChange { tree: TreeId::Changes, key: key.to_vec(), value: None });
+            pruned.sequence = last;
+        }
+        Ok(())
+    }
+}
