@@ -53,6 +53,16 @@ impl<T> Durable<Vec<T>> {
     }
 }
 
+/// Rows that a repair writes beside the core's changes.
+#[derive(Debug, Default)]
+pub struct Maintenance(Vec<RowChange>);
+
+impl Maintenance {
+    pub(super) const fn of(rows: Vec<RowChange>) -> Self {
+        Self(rows)
+    }
+}
+
 /// All that one commit writes.
 #[derive(Debug, Default)]
 pub struct CommitBatch {
@@ -66,6 +76,8 @@ pub struct CommitBatch {
     pub prune: Option<PruneBatch>,
     /// Whose database it is, with a new name for the change log.
     pub network: Option<StoredNetwork>,
+    /// What a repair writes.
+    pub maintenance: Maintenance,
 }
 
 impl CommitBatch {
@@ -73,7 +85,7 @@ impl CommitBatch {
     pub fn is_empty(&self) -> bool {
         let subscriptions = self.subscriptions.is_empty();
         let rest = self.suspension.is_none() && self.prune.is_none() && self.network.is_none();
-        self.changes.is_empty() && subscriptions && rest
+        self.changes.is_empty() && subscriptions && rest && self.maintenance.0.is_empty()
     }
 }
 
@@ -232,6 +244,7 @@ impl Database {
         if let Some(prune) = &batch.prune {
             rows.extend(prune.rows()?);
         }
+        rows.extend_from_slice(&batch.maintenance.0);
         Ok(rows)
     }
 

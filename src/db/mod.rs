@@ -42,6 +42,7 @@ mod prune;
 mod recover;
 mod schema;
 mod store;
+mod verify;
 mod view;
 
 #[path = "../../migrations/m0001_initial.rs"]
@@ -62,6 +63,7 @@ pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
+pub use verify::{Check, Damage, Finding, Report, VerifyOptions, verify_data_dir, verify_in_memory};
 pub use view::LedgerView;
 
 #[cfg(doc)]

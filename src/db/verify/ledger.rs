@@ -1,0 +1,252 @@
+//! Outputs, settled transactions, and the sums over them.
+
+use super::super::DatabaseError;
+use super::super::codec::{decode, records};
+use super::super::schema::{StoredFinal, TreeId, address_key, outpoint_key, parse_outpoint_key};
+use super::{Check, Damage, Subject};
+use crate::consensus::{Dead, SignedTransaction, Utxo, Verified, VoteKind};
+use crate::types::{Address, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
+
+/// Transactions whose signatures are checked together.
+const SIGNATURES_AT_ONCE: usize = 256;
+
+impl Subject<'_> {
+    /// Every output with its place.
+    fn outputs(&self) -> impl Iterator<Item = Result<(OutPoint, Utxo), DatabaseError>> + use<> {
+        self.reader.tree(TreeId::Utxos).iter().map(|row| {
+            let (key, value) = row?;
+            let outpoint = parse_outpoint_key(&key);
+            let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
+            Ok((outpoint, decode(TreeId::Utxos, &value)?))
+        })
+    }
+
+    fn is_in_flight_with(&self, txid: &Txid, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
+        Ok(self.reader.in_flight(txid)?.is_some_and(|transaction| spends(&transaction, outpoint)))
+    }
+
+    /// Whether the output was made by the chain: by the genesis, by a confirmed transaction,
+    /// or as a block's fees.
+    fn is_of_chain(&self, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
+        // Whatever has no body here was made by the genesis or as fees.
+        Ok(!self.reader.is_final(&outpoint.txid)? || self.reader.confirmed(&outpoint.txid)?.is_some())
+    }
+}
+
+fn spends(transaction: &Transaction, outpoint: &OutPoint) -> bool {
+    transaction.spends().any(|spent| spent == *outpoint)
+}
+
+pub(super) fn utxos(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    for row in subject.outputs() {
+        subject.tell(check);
+        let (outpoint, utxo) = match row {
+            Ok(row) => row,
+            Err(error) => {
+                check.find(Damage::Ledger, "utxos", error.to_string());
+                continue;
+            }
+        };
+        let place = || format!("utxos/{outpoint}");
+        match utxo.state {
+            UTXOState::Unspent => {}
+            UTXOState::Locked { txid, .. } => {
+                let held = subject.is_in_flight_with(&txid, &outpoint)?;
+                check.ensure(held, Damage::Votes, place, "it is locked for a transaction that is not in flight");
+            }
+            UTXOState::SpentFinalized { txid, .. } => {
+                let spent = reader.finalized(&txid)?.is_some_and(|(transaction, _)| spends(&transaction, &outpoint));
+                check.ensure(spent, Damage::Ledger, place, "its spender is not settled here, or does not spend it");
+                let open = reader.confirmed(&txid)?.is_none();
+                check.ensure(open, Damage::Ledger, place, "its spender is in the chain, and it is not confirmed");
+            }
+            UTXOState::Confirmed { txid, block_height, .. } => {
+                let spent = reader.finalized(&txid)?.is_some_and(|(transaction, _)| spends(&transaction, &outpoint));
+                check.ensure(spent, Damage::Ledger, place, "its spender is not settled here, or does not spend it");
+                let there = reader.confirmed(&txid)? == Some(block_height);
+                check.ensure(there, Damage::Ledger, place, "its spender is not in the block that it names");
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn addresses(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let tree = subject.reader.tree(TreeId::Addresses);
+    for row in subject.outputs() {
+        subject.tell(check);
+        let Ok((outpoint, utxo)) = row else { continue };
+        let indexed = tree.get(address_key(&utxo.output.address, &outpoint))?.is_some();
+        let place = || format!("addresses/{}/{outpoint}", utxo.output.address);
+        check.ensure(indexed == utxo.state.is_live(), Damage::Derived, place, "a row is missing, or one too many");
+    }
+    for row in tree.iter() {
+        subject.tell(check);
+        let (key, _) = row?;
+        let parsed = key.split_at_checked(Address::PAYLOAD_LEN);
+        let outpoint = parsed.and_then(|(payload, rest)| Some((payload, parse_outpoint_key(rest)?)));
+        let utxo = match outpoint {
+            Some((payload, outpoint)) => {
+                let utxo = subject.reader.utxo(&outpoint)?;
+                utxo.filter(|utxo| utxo.output.address.payload() == payload)
+            }
+            None => None,
+        };
+        let place = || format!("addresses/{}", hex::encode(&key));
+        check.ensure(utxo.is_some(), Damage::Derived, place, "it names no output of its address");
+    }
+    Ok(())
+}
+
+pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    let pruned = reader.pruned()?;
+    let mut signed = Vec::new();
+    for record in records::<StoredFinal>(reader.tree(TreeId::Transactions), TreeId::Transactions) {
+        subject.tell(check);
+        let (key, stored) = match record {
+            Ok(record) => record,
+            Err(error) => {
+                check.find(Damage::Ledger, "transactions", error.to_string());
+                continue;
+            }
+        };
+        let transaction = stored.transaction.into_transaction();
+        let txid = transaction.txid();
+        let place = || format!("transactions/{txid}");
+        check.ensure(key == txid.as_bytes(), Damage::Ledger, place, "its body is another transaction's");
+        let height = reader.confirmed(&txid)?;
+        let certificate = reader.certificate(&txid, VoteKind::Commit)?;
+        let proved = height.is_some() || certificate.is_some_and(|certificate| certificate.kind == VoteKind::Commit);
+        check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
+        // What a later transaction has spent for good may have been pruned.
+        let forgets = pruned.height > 0 || pruned.entries > 0;
+        for (outpoint, output) in transaction.creates() {
+            let utxo = reader.utxo(&outpoint)?;
+            let whole = utxo.map_or(forgets && height.is_some(), |utxo| utxo.output == output);
+            check.ensure(whole, Damage::Ledger, place, "an output is missing or another one");
+        }
+        for outpoint in transaction.spends() {
+            let utxo = reader.utxo(&outpoint)?;
+            let spent = utxo
+                .map_or(forgets && height.is_some(), |utxo| !utxo.state.is_live() && utxo.state.txid() == Some(txid));
+            check.ensure(spent, Damage::Ledger, place, "an input is not spent by it");
+        }
+        let in_flight = reader.is_in_flight(&txid)?;
+        check.ensure(!in_flight, Damage::Derived, place, "it is settled and in flight at once");
+        if subject.options.full {
+            signed.push(SignedTransaction::new(transaction, reader.network().genesis_hash));
+            if signed.len() >= SIGNATURES_AT_ONCE {
+                check_signatures(check, std::mem::take(&mut signed));
+            }
+        }
+    }
+    check_signatures(check, signed);
+    if !subject.options.full {
+        check.left_out = Some("the owners' signatures: use --full".into());
+    }
+    Ok(())
+}
+
+fn check_signatures(check: &mut Check, signed: Vec<SignedTransaction>) {
+    for forged in Verified::check_all(signed).into_iter().filter_map(Result::err) {
+        let place = format!("transactions/{}", forged.transaction().txid());
+        check.find(Damage::Ledger, place, "an owner's signature does not verify");
+    }
+}
+
+pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    let mut in_blocks = 0_u64;
+    for height in 1..=subject.tip.height {
+        let Some(decided) = reader.block(height)? else { continue };
+        for txid in &decided.block.transactions {
+            subject.tell(check);
+            in_blocks += 1;
+            let place = || format!("confirmed/{txid}");
+            check.ensure(reader.confirmed(txid)? == Some(height), Damage::Ledger, place, "another height, or none");
+            check.ensure(reader.is_final(txid)?, Damage::Ledger, place, "its body is missing");
+        }
+    }
+    let rows = reader.tree(TreeId::Confirmed).count()?;
+    let place = || "confirmed".into();
+    check.ensure(rows == in_blocks, Damage::Ledger, place, "it has rows for what is in no block");
+    Ok(())
+}
+
+pub(super) fn dead(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    for row in reader.tree(TreeId::Dead).iter() {
+        subject.tell(check);
+        let (key, value) = row?;
+        let place = || format!("dead/{}", hex::encode(&key));
+        let Ok(txid) = <[u8; 32]>::try_from(key.as_ref()).map(Txid::from_bytes) else {
+            check.find(Damage::Ledger, place(), "a key of the wrong length");
+            continue;
+        };
+        let dead: Dead = decode(TreeId::Dead, &value)?;
+        let killed = dead.height > 0 && dead.height <= subject.tip.height;
+        check.ensure(killed, Damage::Ledger, place, "it was killed by a block that is not here");
+        check.ensure(!reader.is_final(&txid)?, Damage::Ledger, place, "it is settled");
+        check.ensure(!reader.is_in_flight(&txid)?, Damage::Derived, place, "it is in flight");
+    }
+    Ok(())
+}
+
+/// Fees of what is final and in no block yet are nobody's until a block pays them.
+pub(super) fn supply(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    let (mut live, mut fees) = (0_u128, 0_u128);
+    for row in subject.outputs() {
+        subject.tell(check);
+        let Ok((_, utxo)) = row else { continue };
+        if utxo.state.is_live() {
+            live += u128::from(utxo.output.amount.units());
+        }
+    }
+    let end = subject.head.sequence;
+    let mut after = subject.unconfirmed_from.saturating_sub(1);
+    let mut seen = std::collections::BTreeSet::new();
+    while after < end {
+        let (txids, last) = reader.unconfirmed(after, end, 4_096)?;
+        if last == after {
+            break;
+        }
+        after = last;
+        for txid in txids.into_iter().filter(|txid| seen.insert(*txid)) {
+            fees += reader.settled(&txid)?.map_or(0, |settled| u128::from(settled.fee.units()));
+        }
+    }
+    let expected = match subject.options.genesis {
+        Some(genesis) => genesis.transaction().outputs().iter().map(|output| u128::from(output.amount.units())).sum(),
+        None => u128::from(subject.tip.supply.units()),
+    };
+    let tip = u128::from(subject.tip.supply.units());
+    check.ensure(tip == expected, Damage::Ledger, || "meta/chain".into(), "the tip's supply is not the genesis's");
+    if live + fees != expected {
+        let what = format!("outputs of {live} and unpaid fees of {fees} are not the supply of {expected}");
+        check.find(Damage::Ledger, "utxos", what);
+    }
+    Ok(())
+}
+
+pub(super) fn digest(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let mut digest = UtxoDigest::new();
+    for row in subject.outputs() {
+        subject.tell(check);
+        let Ok((outpoint, utxo)) = row else { continue };
+        let spent_in_chain = matches!(utxo.state, UTXOState::Confirmed { .. });
+        if !spent_in_chain && subject.is_of_chain(&outpoint)? {
+            digest.add(&outpoint, &utxo.output);
+        }
+    }
+    let same = digest.digest() == subject.tip.digest.digest();
+    check.ensure(same, Damage::Ledger, || "utxos".into(), "their digest is not that of the chain's tip");
+    Ok(())
+}
+
+/// The key of an output's row, for other checks.
+pub(super) fn key_of(outpoint: &OutPoint) -> [u8; 36] {
+    outpoint_key(outpoint)
+}

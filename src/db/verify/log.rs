@@ -1,0 +1,132 @@
+//! The change log against the states, and the subscriptions that read it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use super::super::DatabaseError;
+use super::super::codec::{decode, records};
+use super::super::schema::{Subscription, SubscriptionKey, TreeId};
+use super::super::store::sequence_of;
+use super::ledger::key_of;
+use super::{Check, Damage, Subject};
+use crate::consensus::{LogEntry, Utxo};
+use crate::types::{OutPoint, UTXOState};
+
+/// Outputs whose steps are followed at once; more take more passes.
+const OUTPUTS_PER_PASS: u64 = 1_000_000;
+
+/// The log is walked once for its numbers and blocks. Then each output's steps are followed
+/// from the first to the state that it is in; outputs are divided among so many passes that
+/// those of one pass fit into bounded memory.
+pub(super) fn changes(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let (entries, from_start) = walk(subject, check)?;
+    let passes = entries.div_ceil(OUTPUTS_PER_PASS).max(1);
+    let hasher = RandomState::new();
+    for pass in 0..passes {
+        let mut last: HashMap<OutPoint, UTXOState> = HashMap::new();
+        for row in subject.reader.tree(TreeId::Changes).iter() {
+            let (_, value) = row?;
+            let Ok(row) = decode::<Vec<LogEntry>>(TreeId::Changes, &value) else { continue };
+            for entry in row {
+                let LogEntry::Transition(step) = entry else { continue };
+                if passes > 1 && hasher.hash_one(step.outpoint) % passes != pass {
+                    continue;
+                }
+                subject.tell(check);
+                let place = || format!("changes/{}", step.outpoint);
+                let legal = UTXOState::may_follow(step.old_state.as_ref(), &step.new_state);
+                check.ensure(legal, Damage::Ledger, place, "a step that no output can take");
+                let before = last.insert(step.outpoint, step.new_state);
+                let follows = before.map_or_else(
+                    // The log of before may be gone; what the genesis made was never logged.
+                    || !from_start || step.old_state.is_none_or(|state| state == UTXOState::Unspent),
+                    |before| step.old_state == Some(before),
+                );
+                check.ensure(follows, Damage::Ledger, place, "a step that does not begin where the last one ended");
+            }
+        }
+        compare_states(subject, check, &last)?;
+    }
+    Ok(())
+}
+
+/// Where the steps of an output end is where it stands.
+fn compare_states(
+    subject: &Subject<'_>,
+    check: &mut Check,
+    last: &HashMap<OutPoint, UTXOState>,
+) -> Result<(), DatabaseError> {
+    let pruned = subject.reader.pruned()?;
+    for (outpoint, state) in last {
+        let row = subject.reader.tree(TreeId::Utxos).get(key_of(outpoint))?;
+        let stands = row.map(|row| decode::<Utxo>(TreeId::Utxos, &row)).transpose();
+        let agrees = match stands {
+            Ok(Some(utxo)) => utxo.state == *state,
+            // It is pruned before the log is.
+            Ok(None) => {
+                matches!(state, UTXOState::Confirmed { block_height, .. } if *block_height <= pruned.height + 1)
+            }
+            Err(_) => false,
+        };
+        let place = || format!("changes/{outpoint}");
+        check.ensure(agrees, Damage::Ledger, place, "its last step does not lead to the state that it is in");
+    }
+    Ok(())
+}
+
+/// Gives the number of entries and whether they begin with the first one.
+fn walk(subject: &Subject<'_>, check: &mut Check) -> Result<(u64, bool), DatabaseError> {
+    let (mut entries, mut expected, mut first) = (0, None, 1);
+    let mut height = None;
+    for row in subject.reader.tree(TreeId::Changes).iter() {
+        let (key, value) = row?;
+        let sequence = sequence_of(&key)?;
+        let place = || format!("changes/{sequence}");
+        first = if expected.is_none() { sequence } else { first };
+        let dense = expected.is_none_or(|expected| expected == sequence);
+        check.ensure(dense, Damage::Ledger, place, "numbers are missing before it");
+        let row: Vec<LogEntry> = match decode(TreeId::Changes, &value) {
+            Ok(row) => row,
+            Err(error) => {
+                check.find(Damage::Ledger, place(), error.to_string());
+                expected = None;
+                continue;
+            }
+        };
+        for entry in &row {
+            let LogEntry::Block { height: at, block_hash, .. } = entry else { continue };
+            let follows = height.is_none_or(|height: u64| height + 1 == *at);
+            check.ensure(follows, Damage::Ledger, place, "a block that does not follow the one before");
+            let decided = subject.reader.block(*at)?;
+            let known = decided.is_some_and(|decided| decided.certificate.block_hash == *block_hash);
+            check.ensure(known, Damage::Ledger, place, "a block that is not here");
+            height = Some(*at);
+        }
+        entries += row.len() as u64;
+        expected = Some(sequence + row.len() as u64);
+    }
+    let end = expected.unwrap_or(1);
+    let pruned = subject.reader.pruned()?.sequence;
+    let whole = end == subject.head.sequence + 1 || (entries == 0 && pruned == subject.head.sequence);
+    check.ensure(whole, Damage::Ledger, || "changes".into(), "it does not end where the last commit says");
+    let begins = entries == 0 || first == pruned + 1;
+    check.ensure(begins, Damage::Ledger, || "changes".into(), "it does not begin where it was pruned");
+    let reaches = height.is_none_or(|height| height == subject.tip.height);
+    check.ensure(reaches, Damage::Ledger, || "changes".into(), "its last block is not the tip");
+    Ok((entries, first == 1))
+}
+
+pub(super) fn subscriptions(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    for record in records::<Subscription>(subject.reader.tree(TreeId::Subscriptions), TreeId::Subscriptions) {
+        subject.tell(check);
+        match record {
+            Ok((key, subscription)) => {
+                let place = || format!("subscriptions/{}", subscription.subscriber_id);
+                let named = key == SubscriptionKey::of(&subscription.subscriber_id).as_bytes();
+                check.ensure(named, Damage::Derived, place, "it stands under another name's hash");
+            }
+            Err(error) => check.find(Damage::Derived, "subscriptions", error.to_string()),
+        }
+    }
+    Ok(())
+}
