@@ -191,3 +191,40 @@ async fn what_blocks_have_made_unnecessary_is_forgotten() {
     let payment = net.pay(&coin, &to, 1);
     net.wallet(2).await.pay(&payment).await;
 }
+
+/// The directory of a running member is copied, and the copy is started on another machine:
+/// the second instance finds the members connected to the first, and does not vote.
+#[tokio::test]
+async fn a_twin_of_a_running_member_notices_and_does_not_vote() {
+    let mut net = TestNet::running(4);
+    net.kill(3);
+    let twin = net.directory().join("twin");
+    let copied = std::process::Command::new("cp").arg("-r").arg(net.data_dir(3)).arg(&twin).status().unwrap();
+    assert!(copied.success());
+    net.start(3);
+    net.wait_ready(&[0, 1, 2, 3]);
+    let port = support::free_base_port(1);
+    let address = |offset: u16| format!("127.0.0.1:{}", port + offset);
+    let config = net.directory().join(&net.devnet.nodes[3].config_file);
+    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+        .args(["run", "--p2p-listen", &address(0), "--http-listen", &address(1)])
+        .args(["--websocket-listen", &address(2), "--config"])
+        .arg(config)
+        .arg("--data-dir")
+        .arg(&twin)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let voting = until("the twin to notice", || {
+        let (_, body) = support::http_get(&address(1), "/status")?;
+        let status: Value = serde_json::from_str(&body).ok()?;
+        let voting = status["voting"].as_str()?.to_owned();
+        voting.starts_with("Suspended").then_some(voting)
+    });
+    assert!(voting.contains("another live instance"), "{voting}");
+    assert_eq!(net.status(3)["voting"], "Active", "the first one goes on");
+    let to = net.address(&SecretKey::generate());
+    net.wallet(3).await.pay(&net.pay(&net.coins()[0], &to, 1)).await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+}

@@ -84,6 +84,8 @@ pub enum Event {
     Connected(MemberIndex),
     /// The connection to a member is gone.
     Disconnected(MemberIndex),
+    /// A member says that it is connected to another live instance of this one's key.
+    Twin(MemberIndex),
     /// Time passed.
     Tick,
 }
@@ -248,6 +250,14 @@ pub enum Suspension {
     /// The database does not fit its guard.
     #[error("the database does not fit its guard: votes may have been lost")]
     GuardMismatch,
+    /// Members of more than a third of the weight are connected to another instance.
+    #[error("another live instance uses this member's key: stop one of the two for ever, and repair the other")]
+    Twin,
+}
+
+impl Suspension {
+    /// All reasons.
+    pub const ALL: [Self; 3] = [Self::UnknownOwnVote, Self::GuardMismatch, Self::Twin];
 }
 
 /// Something that cannot be unless more than a third of the weight lies, or this program

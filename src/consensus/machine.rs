@@ -64,6 +64,8 @@ pub struct Machine {
     pub(super) lacking: Lacking,
     /// When a member was last sent blocks that it had missed.
     pub(super) told_blocks: BTreeMap<MemberIndex, u64>,
+    /// Members that are connected to another instance of this one's key.
+    twin_seen_by: BTreeSet<MemberIndex>,
     ready: VecDeque<Txid>,
 }
 
@@ -146,6 +148,7 @@ impl Machine {
             fence: None,
             lacking: Lacking::default(),
             told_blocks: BTreeMap::new(),
+            twin_seen_by: BTreeSet::new(),
             ready: VecDeque::new(),
         }
     }
@@ -205,6 +208,16 @@ impl Machine {
             (Some(_), Some(reason)) => Voting::Suspended(reason),
             (Some(_), None) if self.is_asking() => Voting::Fencing,
             (Some(_), None) => Voting::Active,
+        }
+    }
+
+    /// Another instance of this member's key lives, as a member says. If one of those who say
+    /// so is honest it does, and what it votes is not in this database.
+    fn meet_twin(&mut self, member: MemberIndex) {
+        self.twin_seen_by.insert(member);
+        let weight: u64 = self.twin_seen_by.iter().map(|member| self.committee.weight(*member)).sum();
+        if self.own.is_some() && weight > self.committee.total_weight() / 3 {
+            self.suspend(Suspension::Twin);
         }
     }
 
@@ -297,6 +310,7 @@ impl Machine {
                 self.greet(step, member);
             }
             Event::Disconnected(member) => self.member_connected(member, false),
+            Event::Twin(member) => self.meet_twin(member),
             Event::Tick => self.tick(step),
         }
         self.look_again(step);

@@ -135,11 +135,9 @@ impl Database {
         let network = self.shared.network();
         let votes = network.public_key.is_some();
         let stored = self.shared.trees.get(TreeId::Meta).get(meta::SUSPENSION)?;
+        let known = |text: &[u8]| Suspension::ALL.into_iter().find(|reason| reason.to_string().as_bytes() == text);
         let suspension = match (stored, agreement) {
-            (Some(text), _) if text.as_ref() == Suspension::GuardMismatch.to_string().as_bytes() => {
-                Some(Suspension::GuardMismatch)
-            }
-            (Some(_), _) => Some(Suspension::UnknownOwnVote),
+            (Some(text), _) => Some(known(&text).unwrap_or(Suspension::UnknownOwnVote)),
             (None, Agreement::Mismatch) => Some(Suspension::GuardMismatch),
             (None, _) => None,
         };

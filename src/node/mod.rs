@@ -30,7 +30,7 @@ use self::feed::Feed;
 use self::outbox::Outbox;
 use self::status::StatusHub;
 use self::verify::VerifyPool;
-use crate::consensus::{Suspension, Voting};
+use crate::consensus::Voting;
 use crate::limits::OBSERVE_EVERY;
 use crate::net::{Handler, Incoming, Mailbox, NetworkMessage, PeerManager, TransactionStatus, TransactionStatusKind};
 use crate::types::RawTransaction;
@@ -343,9 +343,7 @@ fn not_ready(handler: &UTXOProtocolHandler, peers: &PeerManager) -> Vec<String> 
              this network does not survive the loss"
                 .into(),
         ),
-        Voting::Suspended(reason @ (Suspension::UnknownOwnVote | Suspension::GuardMismatch)) => {
-            reasons.push(format!("not voting because {reason}"));
-        }
+        Voting::Suspended(reason) => reasons.push(format!("not voting because {reason}; see `time-db repair`")),
     }
     reasons
 }

@@ -165,6 +165,9 @@ impl UTXOProtocolHandler {
                 passed.map(|()| None).map_err(|_| busy())
             }
             NetworkMessage::Error(error) => {
+                if let (ErrorCode::DuplicateIdentity, Some(member)) = (error.code, connection.member()) {
+                    self.ledger.tell(Input::Event(Event::Twin(member)));
+                }
                 tracing::debug!(code = ?error.code, message = error.message, "a peer refused something");
                 Ok(None)
             }

@@ -67,6 +67,18 @@ pub fn free_base_port(nodes: u16) -> u16 {
     panic!("no free ports");
 }
 
+/// A plain HTTP GET: status code and body; `None` if nobody listens.
+pub fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let code = head.split_whitespace().nth(1)?.parse().ok()?;
+    Some((code, body.to_owned()))
+}
+
 /// A coin and who can spend it.
 #[derive(Clone)]
 pub struct Coin {
@@ -208,15 +220,7 @@ impl TestNet {
 
     /// A plain HTTP GET: status code and body; `None` if nobody listens.
     pub fn http(&self, node: usize, path: &str) -> Option<(u16, String)> {
-        let address = &self.devnet.nodes[node].http_address;
-        let mut stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        let code = head.split_whitespace().nth(1)?.parse().ok()?;
-        Some((code, body.to_owned()))
+        http_get(&self.devnet.nodes[node].http_address, path)
     }
 
     /// The node's own counters and states, from `/status`.
