@@ -27,8 +27,8 @@ pub(crate) fn genesis(genesis: &Genesis) -> impl Iterator<Item = Vec<FrozenRow>>
             row.extend_from_slice(output.address.payload());
             row.extend_from_slice(&0_u32.to_le_bytes());
             let index = [output.address.payload().as_slice(), &place].concat();
-            rows.push(("utxos", place, row));
-            rows.push(("addresses", index, Vec::new()));
+            rows.push(("utxos", place, Some(row)));
+            rows.push(("addresses", index, Some(Vec::new())));
         }
         (!rows.is_empty()).then_some(rows)
     })
@@ -37,5 +37,6 @@ pub(crate) fn genesis(genesis: &Genesis) -> impl Iterator<Item = Vec<FrozenRow>>
 /// Says, in one transaction, whose database it is and that it is whole. The caller has
 /// made the genesis durable before.
 pub(crate) fn stamp(network_row: Vec<u8>) -> Vec<FrozenRow> {
-    vec![("meta", b"schema".to_vec(), 1_u32.to_le_bytes().to_vec()), ("meta", b"network".to_vec(), network_row)]
+    let schema = 1_u32.to_le_bytes().to_vec();
+    vec![("meta", b"schema".to_vec(), Some(schema)), ("meta", b"network".to_vec(), Some(network_row))]
 }

@@ -25,5 +25,6 @@ pub(crate) fn rows(genesis: &Genesis) -> Vec<FrozenRow> {
     for lane in digest.lanes() {
         row.extend_from_slice(&lane.to_le_bytes());
     }
-    vec![("meta", b"chain".to_vec(), row), ("meta", b"schema".to_vec(), 2_u32.to_le_bytes().to_vec())]
+    let schema = 2_u32.to_le_bytes().to_vec();
+    vec![("meta", b"chain".to_vec(), Some(row)), ("meta", b"schema".to_vec(), Some(schema))]
 }

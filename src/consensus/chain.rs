@@ -293,7 +293,7 @@ impl Machine {
         let pending = self.pending.get(txid);
         let known = pending.and_then(|pending| pending.transaction.clone());
         if known.is_none() {
-            if view.settled(txid).is_some() {
+            if view.is_settled(txid) {
                 return Err(Obstacle::Fault(BlockFault::InChain(*txid)));
             }
             if view.is_dead(txid) {

@@ -129,7 +129,7 @@ impl Machine {
         }
         for Vote { kind, txid } in batch.get().votes() {
             let held = self.pending.get(txid).is_some_and(|p| *p.own.of(*kind));
-            if !held && step.view().settled(txid).is_none() && !step.view().is_dead(txid) {
+            if !held && !step.view().is_settled(txid) && !step.view().is_dead(txid) {
                 self.suspend(Suspension::UnknownOwnVote);
                 return;
             }

@@ -393,7 +393,7 @@ impl Machine {
     ) {
         let txid = transaction.txid();
         // A settled parent has all the outputs that it will ever have.
-        let hopeless = step.view().settled(&missing.txid).is_some();
+        let hopeless = step.view().is_settled(&missing.txid);
         let deadline = step.now.ms + PARENT_WAIT_MS;
         if hopeless || !self.room.enter(transaction, source, missing.txid) {
             return refuse(step, source, txid, Rejection::UnknownInput(missing));
@@ -453,7 +453,7 @@ impl Machine {
         for (index, vote) in batch.get().votes().iter().enumerate() {
             let Vote { kind, txid } = *vote;
             if self.pending.get(&txid).is_none() {
-                if step.view().settled(&txid).is_some() || step.view().is_dead(&txid) {
+                if step.view().is_settled(&txid) || step.view().is_dead(&txid) {
                     continue;
                 }
                 self.timers.insert((step.now.ms + UNKNOWN_BODY_WAIT_MS, Timer::Body, txid));
@@ -473,7 +473,7 @@ impl Machine {
     /// A certificate came from somebody.
     fn certificate<V: View>(&mut self, step: &mut Step<'_, V>, certificate: &Certificate) {
         let (txid, kind) = (certificate.txid, certificate.kind);
-        if step.view().settled(&txid).is_some() || step.view().is_dead(&txid) {
+        if step.view().is_settled(&txid) || step.view().is_dead(&txid) {
             return;
         }
         self.meet_certified_own_vote(certificate);

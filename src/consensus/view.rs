@@ -50,6 +50,10 @@ pub trait View {
     fn utxo(&self, outpoint: &OutPoint) -> Option<Utxo>;
     /// The record of a final transaction.
     fn settled(&self, txid: &Txid) -> Option<Settled>;
+    /// Whether a transaction is final here; may be cheaper than its record.
+    fn is_settled(&self, txid: &Txid) -> bool {
+        self.settled(txid).is_some()
+    }
     /// The body of a final transaction.
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>>;
     /// The block that contains a transaction.
@@ -185,6 +189,10 @@ impl<V: View> View for Overlay<'_, V> {
 
     fn settled(&self, txid: &Txid) -> Option<Settled> {
         self.changes.finalized.get(txid).map(|f| f.settled).or_else(|| self.base.settled(txid))
+    }
+
+    fn is_settled(&self, txid: &Txid) -> bool {
+        self.changes.finalized.contains_key(txid) || self.base.is_settled(txid)
     }
 
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {

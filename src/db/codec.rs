@@ -105,22 +105,26 @@ pub(super) fn get_record<T: DeserializeOwned>(tree: &Tree, id: TreeId, key: &[u8
     decode(id, &whole).map(Some)
 }
 
+/// Reads the beginning of the record at `key`; it has to be in the first row.
+pub(super) fn get_record_head<T: DeserializeOwned>(
+    tree: &Tree,
+    id: TreeId,
+    key: &[u8],
+) -> Result<Option<T>, DatabaseError> {
+    use bincode::Options;
+    let Some(first) = tree.get(part_key(key, 0))? else { return Ok(None) };
+    let (_, bytes) = split_row(id, &first)?;
+    let head = bincode::DefaultOptions::new().with_fixint_encoding().allow_trailing_bytes().deserialize(bytes);
+    head.map(Some).map_err(|e| DatabaseError::corrupt(id.name(), e))
+}
+
 /// All records of a tree in order of key, without their part numbers.
 pub(super) fn records<T: DeserializeOwned>(
     tree: &Tree,
     id: TreeId,
 ) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
-    records_from(tree, id, &[])
-}
-
-/// Those whose first row is not before `from`.
-pub(super) fn records_from<T: DeserializeOwned>(
-    tree: &Tree,
-    id: TreeId,
-    from: &[u8],
-) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
     let source = tree.clone();
-    tree.range_from(from).filter_map(move |row| {
+    tree.iter().filter_map(move |row| {
         let key = match row {
             Ok((key, _)) => key,
             Err(error) => return Some(Err(error)),

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
+use super::flight::stored_final;
 use super::guard::Stamp;
 use super::prune::PruneBatch;
 use super::schema::{
-    StoredFinal, StoredInFlight, StoredNetwork, StoredTip, StoredTransaction, Subscription, SubscriptionKey, TreeId,
-    address_key, agreement_key, certificate_key, meta, outpoint_key,
+    StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta,
+    outpoint_key,
 };
 use super::store::{Database, DurableHead};
-use crate::consensus::{Changes, FenceState, LogEntry, Suspension, Vote, VoteKind};
+use crate::consensus::{Changes, FenceState, LogEntry, Suspension, Utxo};
 use crate::limits::MAX_ROW_BYTES;
-use crate::types::{Txid, UTXOState};
+use crate::types::{OutPoint, Txid, UTXOState, UnixSeconds};
 
 /// Something that may leave the node: the commit that records it is on the platter.
 ///
@@ -89,46 +90,6 @@ impl CommitBatch {
     }
 }
 
-/// Which rows of `votes` are still needed: those with a vote on something in flight.
-#[derive(Debug, Default)]
-pub(super) struct VoteRows {
-    /// By commit: how many rows it has and how many of its votes are still needed.
-    rows: BTreeMap<u64, (u16, usize)>,
-    by_txid: HashMap<Txid, Vec<u64>>,
-}
-
-impl VoteRows {
-    pub(super) fn add(&mut self, commit: u64, parts: u16, votes: &[Vote]) {
-        self.rows.insert(commit, (parts, votes.len()));
-        for vote in votes {
-            self.by_txid.entry(vote.txid).or_default().push(commit);
-        }
-    }
-
-    /// A transaction that had left flight before a restart: its votes are not needed.
-    pub(super) fn forget(&mut self, txid: &Txid) {
-        // A vote is settled in the commit that removes its rows, so nothing becomes free.
-        if !self.release(txid).is_empty() {
-            tracing::warn!(%txid, "votes on what is settled were left behind in the database");
-        }
-    }
-
-    /// A transaction left flight: its votes are not needed. Gives the commits whose rows
-    /// can go.
-    fn release(&mut self, txid: &Txid) -> Vec<(u64, u16)> {
-        let mut free = Vec::new();
-        for commit in self.by_txid.remove(txid).unwrap_or_default() {
-            let Some((parts, needed)) = self.rows.get_mut(&commit) else { continue };
-            *needed -= 1;
-            if *needed == 0 {
-                free.push((commit, *parts));
-                self.rows.remove(&commit);
-            }
-        }
-        free
-    }
-}
-
 /// Where the log says that something became final which no block contains yet.
 #[derive(Debug, Default)]
 pub(super) struct UnconfirmedRows {
@@ -169,6 +130,17 @@ impl UnconfirmedRows {
     }
 }
 
+/// The transaction that an entry of the log says to be in the chain, and since when.
+fn confirmed_by(entry: &LogEntry) -> Option<(Txid, UnixSeconds)> {
+    match entry {
+        LogEntry::Transition(step) => match step.new_state {
+            UTXOState::Confirmed { txid, confirmed_at, .. } => Some((txid, confirmed_at)),
+            _ => None,
+        },
+        LogEntry::Block { .. } => None,
+    }
+}
+
 /// The transaction that an entry of the log says to be final.
 pub(super) fn finalized_by(entry: &LogEntry) -> Option<Txid> {
     match entry {
@@ -196,8 +168,9 @@ impl Database {
             key: meta::HEAD.to_vec(),
             value: Some(encode(TreeId::Meta, &head)?),
         });
-        self.shared.about_to_apply(next_commit);
+        self.shared.about_to_apply(next_commit, &batch.changes);
         self.engine.apply(&rows)?;
+        self.shared.applied(&batch.changes);
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         self.head = head;
@@ -209,18 +182,10 @@ impl Database {
     fn rows_of(&mut self, batch: &CommitBatch, commit: u64) -> Result<Vec<RowChange>, DatabaseError> {
         let changes = &batch.changes;
         let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
-        for (outpoint, utxo) in &changes.utxos {
-            let value = Some(encode(TreeId::Utxos, utxo)?);
-            rows.push(RowChange { tree: TreeId::Utxos, key: outpoint_key(outpoint).to_vec(), value });
-        }
-        address_rows(&mut rows, changes);
-        self.in_flight_rows(&mut rows, changes)?;
-        self.vote_rows(&mut rows, changes, commit)?;
-        self.certificate_rows(&mut rows, changes)?;
+        output_rows(&mut rows, changes)?;
+        self.flight_rows.write(&mut rows, changes, commit)?;
         for (txid, finalized) in &changes.finalized {
-            let transaction = StoredTransaction::new(&finalized.transaction);
-            let value = StoredFinal { transaction, settled: finalized.settled };
-            put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &value)?;
+            put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &stored_final(finalized))?;
         }
         self.chain_rows(&mut rows, changes)?;
         log_rows(&mut rows, changes, self.head.sequence + 1)?;
@@ -248,38 +213,13 @@ impl Database {
         Ok(rows)
     }
 
-    /// C(T), F(T), A(T): the best one of each slot. What is final in this commit has F.
-    fn certificate_rows(&self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
-        let mut slots = BTreeMap::new();
-        for ((txid, kind), certificate) in &changes.certificates {
-            slots.insert(certificate_key(txid, *kind), certificate);
-        }
-        for (txid, finalized) in &changes.finalized {
-            if let Some(certificate) = &finalized.certificate {
-                slots.insert(certificate_key(txid, VoteKind::Commit), certificate);
-            }
-        }
-        for txid in changes.dead.keys() {
-            for kind in [VoteKind::Commit, VoteKind::Abort] {
-                let key = certificate_key(txid, kind);
-                slots.remove(&key);
-                let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
-                remove_record(rows, TreeId::Certificates, &key, old);
-            }
-        }
-        for (key, certificate) in slots {
-            let old = record_parts(self.shared.trees.get(TreeId::Certificates), TreeId::Certificates, &key)?;
-            remove_record(rows, TreeId::Certificates, &key, old);
-            put_record(rows, TreeId::Certificates, &key, certificate.as_ref())?;
-        }
-        Ok(())
-    }
-
     /// Blocks, what they did to transactions, the tip, and the agreement's log.
     fn chain_rows(&mut self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
         self.unconfirmed.follow(changes, self.head.sequence + 1);
+        let confirmed_at: BTreeMap<Txid, UnixSeconds> = changes.log.iter().filter_map(confirmed_by).collect();
         for (txid, height) in &changes.confirmed {
-            let value = Some(encode(TreeId::Confirmed, height)?);
+            let confirmed_at = confirmed_at.get(txid).copied().unwrap_or_default();
+            let value = Some(encode(TreeId::Confirmed, &StoredConfirmed { height: *height, confirmed_at })?);
             rows.push(RowChange { tree: TreeId::Confirmed, key: txid.as_bytes().to_vec(), value });
         }
         for (txid, dead) in &changes.dead {
@@ -309,37 +249,6 @@ impl Database {
         }
         Ok(())
     }
-
-    fn in_flight_rows(&self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
-        for (txid, in_flight) in &changes.in_flight {
-            match in_flight {
-                Some(row) => put_record(rows, TreeId::Locks, txid.as_bytes(), &StoredInFlight::new(row))?,
-                None => {
-                    let parts = record_parts(self.shared.trees.get(TreeId::Locks), TreeId::Locks, txid.as_bytes())?;
-                    remove_record(rows, TreeId::Locks, txid.as_bytes(), parts);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn vote_rows(&mut self, rows: &mut Vec<RowChange>, changes: &Changes, commit: u64) -> Result<(), DatabaseError> {
-        // A vote on what is final in the same commit is of no use to anybody.
-        let gone = |txid: &Txid| changes.in_flight.get(txid).is_some_and(Option::is_none);
-        let votes: Vec<Vote> = changes.votes.iter().filter(|vote| !gone(&vote.txid)).copied().collect();
-        if !votes.is_empty() {
-            let before = rows.len();
-            put_record(rows, TreeId::Votes, &commit.to_be_bytes(), &votes)?;
-            let parts = u16::try_from(rows.len() - before).unwrap_or(u16::MAX);
-            self.vote_rows.add(commit, parts, &votes);
-        }
-        for txid in changes.in_flight.iter().filter(|(_, row)| row.is_none()).map(|(txid, _)| txid) {
-            for (commit, parts) in self.vote_rows.release(txid) {
-                remove_record(rows, TreeId::Votes, &commit.to_be_bytes(), parts);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Outpoints that this member must not vote on, and how far the fence has come.
@@ -356,21 +265,36 @@ fn fence_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), Databa
     Ok(())
 }
 
-/// The index has a row for each live output. What came and went in one commit has none.
-fn address_rows(rows: &mut Vec<RowChange>, changes: &Changes) {
-    let mut index = BTreeMap::new();
+/// The rows of outputs, and of their index, which has one for each live output. What can be
+/// derived is not written: that an output is locked (see `flight`), and that its spender is
+/// in the chain (see `confirmed`).
+fn output_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
+    let mut before: BTreeMap<OutPoint, Option<UTXOState>> = BTreeMap::new();
     for entry in &changes.log {
-        let LogEntry::Transition(step) = entry else { continue };
-        let was_live = step.old_state.is_some_and(|state| state.is_live());
-        let key = address_key(&step.output.address, &step.outpoint);
-        index.entry(key).or_insert((was_live, false)).1 = step.new_state.is_live();
+        if let LogEntry::Transition(step) = entry {
+            before.entry(step.outpoint).or_insert(step.old_state);
+        }
     }
-    let changed = index.into_iter().filter(|(_, (before, after))| before != after);
-    rows.extend(changed.map(|(key, (_, live))| RowChange {
-        tree: TreeId::Addresses,
-        key: key.to_vec(),
-        value: live.then(Vec::new),
-    }));
+    for (outpoint, utxo) in &changes.utxos {
+        let before = before.get(outpoint).copied().flatten();
+        let was_live = before.is_some_and(|state| state.is_live());
+        let stored = match (before, utxo.state) {
+            (Some(_), UTXOState::Unspent | UTXOState::Locked { .. }) => None,
+            (Some(UTXOState::SpentFinalized { .. }), UTXOState::Confirmed { .. }) => None,
+            (None, UTXOState::Locked { .. }) => Some(UTXOState::Unspent),
+            (_, state) => Some(state),
+        };
+        if let Some(state) = stored {
+            let value = Some(encode(TreeId::Utxos, &Utxo { state, ..*utxo })?);
+            rows.push(RowChange { tree: TreeId::Utxos, key: outpoint_key(outpoint).to_vec(), value });
+        }
+        if was_live != utxo.state.is_live() {
+            let key = address_key(&utxo.output.address, outpoint).to_vec();
+            let value = utxo.state.is_live().then(Vec::new);
+            rows.push(RowChange { tree: TreeId::Addresses, key, value });
+        }
+    }
+    Ok(())
 }
 
 /// The batch's log entries, as many in a row as fit; the key is the first one's number.

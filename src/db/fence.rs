@@ -1,12 +1,11 @@
 //! What this node knows of that can have been voted on, for a member that lost votes.
 
 use super::DatabaseError;
-use super::codec::records_from;
-use super::schema::{StoredInFlight, TreeId, parse_outpoint_key};
+use super::schema::{TreeId, parse_outpoint_key};
 use super::store::Reader;
 use crate::consensus::FencePage;
 use crate::limits::MAX_PAGE_BYTES;
-use crate::types::Address;
+use crate::types::{Address, Txid};
 
 /// Entries of the change log that are looked through at once for what is final.
 const LOG_ENTRIES_AT_ONCE: usize = 512;
@@ -60,7 +59,7 @@ impl Reader {
         while left > 0 && bytes < MAX_PAGE_BYTES {
             let named = page.outpoints.len() + page.transactions.len();
             place = match place {
-                Some(Place::InFlight(key)) => Some(self.fence_in_flight(key, left, &mut page)?),
+                Some(Place::InFlight(after)) => Some(self.fence_in_flight(&after, left, &mut page)),
                 Some(Place::Settled(after)) => Some(self.fence_settled(after, &mut page)?),
                 Some(Place::Live(key)) => Some(self.fence_live(&key, left, &mut page)?),
                 Some(Place::Fenced(key)) => self.fence_fenced(&key, left, &mut page)?,
@@ -76,16 +75,14 @@ impl Reader {
         Ok(page)
     }
 
-    fn fence_in_flight(&self, from: Vec<u8>, limit: usize, page: &mut FencePage) -> Result<Place, DatabaseError> {
+    fn fence_in_flight(&self, after: &[u8], limit: usize, page: &mut FencePage) -> Place {
         // Bodies may be large, so a page has not many.
         let few = limit.min(256);
-        let mut last = None;
-        for record in records_from::<StoredInFlight>(self.tree(TreeId::Locks), TreeId::Locks, &from).take(few) {
-            let (key, stored) = record?;
-            page.transactions.push(stored.transaction.into_transaction());
-            last = Some((page.transactions.len() >= few).then(|| after(&[&key[..], &[0xff; 2]].concat())));
-        }
-        Ok(last.flatten().map_or(Place::Settled(0), Place::InFlight))
+        let after = <[u8; 32]>::try_from(after).ok().map(Txid::from_bytes);
+        let flights = self.in_flight_after(after, few);
+        let last = flights.last().filter(|_| flights.len() == few).map(|last| last.transaction.txid());
+        page.transactions.extend(flights.into_iter().map(|flight| flight.transaction.as_ref().clone()));
+        last.map_or(Place::Settled(0), |last| Place::InFlight(last.as_bytes().to_vec()))
     }
 
     fn fence_settled(&self, after: u64, page: &mut FencePage) -> Result<Place, DatabaseError> {

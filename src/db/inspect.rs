@@ -10,11 +10,12 @@ use super::engine::{Engine, Tree};
 use super::open::{self, Storage};
 use super::prune::Pruned;
 use super::schema::{
-    Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta, parse_outpoint_key,
+    Head, StoredConfirmed, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta,
+    parse_outpoint_key,
 };
-use super::store::{Trees as StoreTrees, sequence_of};
-use crate::consensus::{AgreementRecord, Certificate, Dead, FenceState, LogEntry, Utxo, Vote};
-use crate::types::{Address, DecidedBlock, Height, Network, Transaction, Txid};
+use super::store::{Reader, Trees as StoreTrees, sequence_of};
+use crate::consensus::{AgreementRecord, Certificate, Dead, FenceState, LogEntry, Vote, VoteKind};
+use crate::types::{Address, DecidedBlock, Network, Transaction};
 
 /// The names of the trees, as `dump --tree` takes them.
 pub const TREE_NAMES: [&str; 14] = [
@@ -49,7 +50,7 @@ pub struct Row {
 #[derive(Debug)]
 pub struct Trees {
     trees: StoreTrees,
-    network: Option<Network>,
+    reader: Reader,
     _engine: Engine,
 }
 
@@ -65,34 +66,45 @@ impl Trees {
         let storage = Storage::open(data_dir, 64 * 1024 * 1024)?;
         let schema = open::schema_check(&storage.trees)?;
         tracing::debug!(schema, "opened for inspection");
-        let network = storage.meta::<StoredNetwork>(meta::NETWORK)?.map(|stored| stored.network);
-        Ok(Self { trees: storage.trees, network, _engine: storage.engine })
+        let reader = storage.reader()?;
+        Ok(Self { trees: storage.trees, reader, _engine: storage.engine })
     }
 
     /// The records of one tree, in order of key. `None` if there is no such tree.
     pub fn rows(&self, name: &str) -> Option<Rows> {
         let id = TreeId::ALL.into_iter().find(|id| id.name() == name)?;
         let tree = self.trees.get(id);
-        let network = self.network.unwrap_or(Network::Devnet);
+        let network = self.reader.network().network;
         Some(match id {
             TreeId::Meta => Box::new(plain(tree, id, meta_row)),
-            TreeId::Utxos => Box::new(plain(tree, id, utxo_row)),
+            TreeId::Utxos => Box::new(self.reader.outputs().map(|output| {
+                let (outpoint, utxo) = output?;
+                Ok(Row { tree: TreeId::Utxos.name(), key: outpoint.to_string(), value: json!(utxo) })
+            })),
             TreeId::Addresses => Box::new(plain(tree, id, move |key, _| address_row(key, network))),
             TreeId::Fence => Box::new(plain(tree, id, fence_row)),
-            TreeId::Changes => Box::new(plain(tree, id, changes_row).flat_map(spread)),
-            TreeId::Locks => Box::new(record_rows::<StoredInFlight>(tree, id, |stored| {
-                let locked_at = stored.locked_at;
-                json!({ "transaction": body(stored.transaction.into_transaction()), "locked_at": locked_at })
+            TreeId::Changes => Box::new(plain(tree, id, changes_row).flat_map(spread_changes)),
+            TreeId::Locks => Box::new(spread(tree, id, |StoredInFlight { transaction, locked_at }| {
+                let transaction = transaction.into_transaction();
+                let txid = transaction.txid();
+                (txid.to_string(), json!({ "transaction": body(transaction), "locked_at": locked_at }))
             })),
             TreeId::Transactions => Box::new(record_rows::<StoredFinal>(tree, id, |stored| {
                 let settled = stored.settled;
-                json!({ "transaction": body(stored.transaction.into_transaction()), "settled": settled })
+                json!({
+                    "transaction": body(stored.transaction.into_transaction()),
+                    "settled": settled,
+                    "proof": stored.proof,
+                })
             })),
             TreeId::Votes => Box::new(record_rows::<Vec<Vote>>(tree, id, |votes| json!(votes))),
-            TreeId::Certificates => Box::new(record_rows::<Certificate>(tree, id, |certificate| json!(certificate))),
+            TreeId::Certificates => Box::new(spread(tree, id, |certificate: Certificate| {
+                let kind = if certificate.kind == VoteKind::Abort { "abort" } else { "commit" };
+                (format!("{}:{kind}", certificate.txid), json!(certificate))
+            })),
             TreeId::Blocks => Box::new(record_rows::<DecidedBlock>(tree, id, |decided| json!(decided))),
             TreeId::Confirmed => Box::new(plain(tree, id, |key, value| {
-                Ok((hex::encode(key), json!(decode::<Height>(TreeId::Confirmed, value)?)))
+                Ok((hex::encode(key), json!(decode::<StoredConfirmed>(TreeId::Confirmed, value)?)))
             })),
             TreeId::Dead => Box::new(plain(tree, id, |key, value| {
                 Ok((hex::encode(key), json!(decode::<Dead>(TreeId::Dead, value)?)))
@@ -138,17 +150,31 @@ fn record_rows<T: serde::de::DeserializeOwned + 'static>(
     })
 }
 
-fn record_key(id: TreeId, key: &[u8]) -> String {
-    match (id, key.split_first_chunk::<32>()) {
-        (TreeId::Certificates, Some((txid, [slot]))) => {
-            let kind = if *slot == 3 { "abort" } else { "commit" };
-            format!("{}:{kind}", Txid::from_bytes(*txid))
+/// The records of a tree that has one for each commit, taken apart.
+fn spread<T: serde::de::DeserializeOwned + 'static>(
+    tree: &Tree,
+    id: TreeId,
+    show: fn(T) -> (String, Value),
+) -> impl Iterator<Item = Result<Row, DatabaseError>> + use<T> {
+    records::<Vec<T>>(tree, id).flat_map(move |record| match record {
+        Ok((_, items)) => {
+            let row = |item| {
+                let (key, value) = show(item);
+                Ok(Row { tree: id.name(), key, value })
+            };
+            items.into_iter().map(row).collect::<Vec<_>>()
         }
-        (TreeId::Agreement, _) if key.len() == 12 => {
+        Err(error) => vec![Err(error)],
+    })
+}
+
+fn record_key(id: TreeId, key: &[u8]) -> String {
+    match id {
+        TreeId::Agreement if key.len() == 12 => {
             let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
             format!("{}/{}", number(&key[..8]), number(&key[8..]))
         }
-        (TreeId::Votes | TreeId::Blocks, _) => {
+        TreeId::Votes | TreeId::Blocks => {
             <[u8; 8]>::try_from(key).map_or_else(|_| hex::encode(key), |n| u64::from_be_bytes(n).to_string())
         }
         _ => hex::encode(key),
@@ -197,12 +223,6 @@ fn meta_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> 
     Ok((String::from_utf8_lossy(key).into_owned(), shown))
 }
 
-fn utxo_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseError> {
-    let outpoint =
-        parse_outpoint_key(key).ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
-    Ok((outpoint.to_string(), json!(decode::<Utxo>(TreeId::Utxos, value)?)))
-}
-
 fn fence_row(key: &[u8], _: &[u8]) -> Result<(String, Value), DatabaseError> {
     let outpoint = parse_outpoint_key(key);
     let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("fence", "a key of the wrong length"))?;
@@ -223,7 +243,7 @@ fn changes_row(key: &[u8], value: &[u8]) -> Result<(String, Value), DatabaseErro
 }
 
 /// The log's rows hold several entries each; a reader wants one number, one entry.
-fn spread(row: Result<Row, DatabaseError>) -> Vec<Result<Row, DatabaseError>> {
+fn spread_changes(row: Result<Row, DatabaseError>) -> Vec<Result<Row, DatabaseError>> {
     let row = match row {
         Ok(row) => row,
         Err(error) => return vec![Err(error)],

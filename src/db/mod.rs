@@ -14,16 +14,16 @@
 //! | tree | key | value | what always holds |
 //! |---|---|---|---|
 //! | `meta` | name | `schema`, `network`, `head`, `chain`, `suspension`, `fence`, `pruned` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set |
-//! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions |
+//! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions; that an output is locked follows from `locks`, that its spender is in the chain from `confirmed` |
 //! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
-//! | `locks` | txid, part | body, `locked_at` | a row for each transaction in flight; with `locked_at`, all its inputs were locked for it |
-//! | `votes` | commit number, part | this member's votes of that commit | kept while one of its transactions is in flight |
-//! | `certificates` | txid, slot, part | C(T), then F(T) in slot 1; A(T) in slot 3 | a vote `Commit` has its certificate |
-//! | `transactions` | txid, part | body and [`Settled`] | a row for each settled transaction, with F(T) beside it until it is confirmed |
+//! | `locks` | commit number, part | bodies and `locked_at` of what the commit put into flight | kept while one of them is in flight; with `locked_at`, all inputs were locked for it |
+//! | `votes` | commit number, part | this member's votes of that commit | kept while one of their transactions is in flight |
+//! | `certificates` | commit number, part | C(T) and A(T) that the commit acted on or keeps for the chain | kept while one of their transactions is in flight; a vote `Commit` has its certificate |
+//! | `transactions` | txid, part | [`Settled`], body, F(T) | a record for each settled transaction; F(T) until its block is pruned |
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
 //! | `blocks` | height, part | block and commit certificate | linked from 1 up to the tip |
-//! | `confirmed` | txid | height | a row for each transaction of each block |
+//! | `confirmed` | txid | height, `confirmed_at` | a row for each transaction of each block |
 //! | `dead` | txid | [`Dead`] | what a block aborted, and what this node had in flight when a block contradicted it |
 //! | `agreement` | height, number, part | [`AgreementRecord`] | the write-ahead log of the height after the tip, in order |
 //! | `fence` | txid, vout | empty | empty unless votes were lost; then what this member must not vote on ([`FenceState`]) |
@@ -35,6 +35,7 @@ mod codec;
 mod commit;
 mod engine;
 mod fence;
+mod flight;
 pub mod guard;
 mod inspect;
 mod open;
@@ -52,8 +53,9 @@ mod m0002_blocks;
 #[path = "../../migrations/m0003_fence.rs"]
 mod m0003_fence;
 
-/// A row as a frozen migration spells it out: the tree's name, key, value.
-pub(crate) type FrozenRow = (&'static str, Vec<u8>, Vec<u8>);
+/// A row as a frozen migration spells it out: the tree's name, key, and value; none removes
+/// it.
+pub(crate) type FrozenRow = (&'static str, Vec<u8>, Option<Vec<u8>>);
 
 pub use crate::consensus::LogEntry;
 pub use commit::{CommitBatch, Durable};

@@ -4,12 +4,14 @@
 use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
+use super::flight::FlightTable;
 use super::guard::{Guard, Stamp, sync_directory};
-use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
-use super::store::Trees;
+use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
+use super::store::{Reader, Shared, Trees};
 use super::{DatabaseError, FrozenRow};
 use crate::consensus::FenceState;
 use crate::types::{Genesis, PublicKey};
@@ -52,6 +54,17 @@ impl Storage {
         read_meta(&self.trees, key)
     }
 
+    /// Reads what is in it, beside whoever writes.
+    pub(super) fn reader(&self) -> Result<Reader, DatabaseError> {
+        let network = self.meta::<StoredNetwork>(meta::NETWORK)?;
+        let network = network.ok_or_else(|| DatabaseError::corrupt("meta", "it was never filled to the end"))?;
+        let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
+        let tip = self.meta::<StoredTip>(meta::CHAIN)?.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
+        let (flights, ..) = FlightTable::read(&self.trees)?;
+        let height = tip.tip()?.height;
+        Ok(Reader { shared: Arc::new(Shared::new(self.trees.clone(), network, &head, height, flights)) })
+    }
+
     /// Brings an older schema up to this program's, one step after the other.
     pub(super) fn migrate(&self, genesis: &Genesis) -> Result<(), DatabaseError> {
         let stored = self.meta::<StoredNetwork>(meta::NETWORK)?;
@@ -62,13 +75,25 @@ impl Storage {
         while let Some(schema) = self.meta::<u32>(meta::SCHEMA)?.filter(|schema| *schema < SCHEMA_VERSION) {
             let rows = match schema {
                 1 => super::m0002_blocks::rows(genesis),
-                2 => super::m0003_fence::rows(),
+                2 => self.rows_of_schema_3()?,
                 _ => return Err(DatabaseError::corrupt("meta", format!("there never was a schema {schema}"))),
             };
             tracing::info!(from = schema, "migrating the database");
             self.write(rows)?;
         }
         Ok(())
+    }
+
+    fn rows_of_schema_3(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
+        let read = |tree: &'static str| {
+            let id = TreeId::named(tree).ok_or_else(|| DatabaseError::corrupt(tree, "there is no such tree"))?;
+            let row = |row: Result<(sled::IVec, sled::IVec), DatabaseError>| {
+                row.map(|(key, value)| (key.to_vec(), value.to_vec()))
+            };
+            self.trees.get(id).iter().map(row).collect::<Result<_, _>>()
+        };
+        let rows = super::m0003_fence::rows(read)?;
+        rows.ok_or_else(|| DatabaseError::corrupt("locks", "a row that schema 2 never wrote"))
     }
 
     /// Fills a new database: the genesis, then the stamp that says it is whole. Until that
@@ -89,7 +114,7 @@ impl Storage {
         for mut rows in super::m0001_initial::genesis(genesis) {
             if fenced {
                 let places = rows.iter().filter(|(tree, ..)| *tree == TreeId::Utxos.name());
-                let fence: Vec<_> = places.map(|(_, key, _)| ("fence", key.clone(), Vec::new())).collect();
+                let fence: Vec<_> = places.map(|(_, key, _)| ("fence", key.clone(), Some(Vec::new()))).collect();
                 rows.extend(fence);
             }
             // The stamp says that everything before it is there, so that has to be so first.
@@ -97,7 +122,7 @@ impl Storage {
         }
         let mut stamp = super::m0001_initial::stamp(encode(TreeId::Meta, &network)?);
         if fenced {
-            stamp.push(("meta", meta::FENCE.to_vec(), encode(TreeId::Meta, &FenceState::Asking)?));
+            stamp.push(("meta", meta::FENCE.to_vec(), Some(encode(TreeId::Meta, &FenceState::Asking)?)));
         }
         self.write(stamp)?;
         self.migrate(genesis)?;
@@ -108,7 +133,7 @@ impl Storage {
     fn write(&self, rows: Vec<FrozenRow>) -> Result<(), DatabaseError> {
         let row = |(tree, key, value): FrozenRow| {
             let tree = TreeId::named(tree).ok_or_else(|| DatabaseError::corrupt(tree, "there is no such tree"))?;
-            Ok(RowChange { tree, key, value: Some(value) })
+            Ok(RowChange { tree, key, value })
         };
         let rows = rows.into_iter().map(row).collect::<Result<Vec<_>, DatabaseError>>()?;
         self.engine.apply(&rows)?;

@@ -10,11 +10,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use super::codec::{RowChange, decode, encode, record_parts, remove_record};
-use super::schema::{TreeId, certificate_key, meta, outpoint_key};
+use super::codec::{RowChange, decode, encode, put_record, record_parts, remove_record};
+use super::schema::{StoredFinal, TreeId, meta, outpoint_key};
 use super::store::{Reader, sequence_of};
-use crate::consensus::{LogEntry, VoteKind};
-use crate::types::Height;
+use crate::consensus::LogEntry;
+use crate::types::{Height, Txid};
 
 /// Rows of the log that are looked through for the next block that is done.
 const MAX_LOG_ROWS_AHEAD: usize = 65_536;
@@ -70,15 +70,9 @@ impl Reader {
                 if rows.len() >= most {
                     break;
                 }
-                let key = certificate_key(txid, VoteKind::Commit);
-                let parts = record_parts(self.tree(TreeId::Certificates), TreeId::Certificates, &key)?;
-                remove_record(&mut rows, TreeId::Certificates, &key, parts);
-                let spent = self.finalized(txid)?.map(|(transaction, _)| transaction);
-                rows.extend(spent.iter().flat_map(|transaction| transaction.spends()).map(|outpoint| RowChange {
-                    tree: TreeId::Utxos,
-                    key: outpoint_key(&outpoint).to_vec(),
-                    value: None,
-                }));
+                if let Some(stored) = self.stored_final(txid)? {
+                    self.forget_spent(&mut rows, txid, stored)?;
+                }
                 pruned.entries += 1;
             }
             if pruned.entries >= decided.block.transactions.len() as u64 {
@@ -87,6 +81,24 @@ impl Reader {
         }
         self.prunable_log(&mut rows, &mut pruned, most)?;
         Ok((pruned != before).then_some(PruneBatch { rows, pruned }))
+    }
+
+    /// The proof of a transaction whose block proves it, and what it has spent.
+    fn forget_spent(&self, rows: &mut Vec<RowChange>, txid: &Txid, stored: StoredFinal) -> Result<(), DatabaseError> {
+        let proved = stored.proof.is_some();
+        let stored = StoredFinal { proof: None, ..stored };
+        let transaction = stored.transaction.clone().into_transaction();
+        if proved {
+            let old = record_parts(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())?;
+            remove_record(rows, TreeId::Transactions, txid.as_bytes(), old);
+            put_record(rows, TreeId::Transactions, txid.as_bytes(), &stored)?;
+        }
+        rows.extend(transaction.spends().map(|outpoint| RowChange {
+            tree: TreeId::Utxos,
+            key: outpoint_key(&outpoint).to_vec(),
+            value: None,
+        }));
+        Ok(())
     }
 
     /// The log's rows before and with the last block whose outputs are done: whatever

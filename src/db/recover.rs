@@ -1,21 +1,19 @@
 //! What a start goes on with: whose database it is, whether it fits its guard, and what
 //! was in flight when it was closed or cut off.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::DatabaseError;
-use super::codec::{get_record, record_parts, records};
-use super::commit::{CommitBatch, UnconfirmedRows, VoteRows, finalized_by};
+use super::codec::{record_parts, records};
+use super::commit::{CommitBatch, UnconfirmedRows, finalized_by};
 use super::engine::MemoryDisk;
+use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{Storage, open_migrated};
-use super::schema::{Head, StoredInFlight, StoredNetwork, StoredTip, TreeId, certificate_key, meta};
+use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Database, Shared, Trees};
-use crate::consensus::{
-    AgreementRecord, Certificate, ChainTip, FenceState, InFlight, Recovered, Suspension, Vote, VoteKind,
-};
+use crate::consensus::{AgreementRecord, ChainTip, FenceState, Recovered, Suspension};
 use crate::types::{Genesis, PublicKey, Txid};
 
 /// An open database and what it was doing.
@@ -94,15 +92,16 @@ impl Database {
             Some(state) => Some((state, trees.get(TreeId::Fence).count()?)),
             None => None,
         };
-        let (in_flight, vote_rows) = read_in_flight(&trees)?;
+        let (flights, flight_rows, votes) = FlightTable::read(&trees)?;
+        let in_flight = flights.recovered(&votes);
         let (log, agreement_rows) = read_agreement(&trees)?;
         if agreement == Agreement::Mismatch {
             // Numbers of the change log may be given a second time.
             network.log_id = rand::random();
         }
-        let shared = Arc::new(Shared::new(trees, network, &head, tip.height));
+        let shared = Arc::new(Shared::new(trees, network, &head, tip.height, flights));
         let unconfirmed = UnconfirmedRows::default();
-        let mut database = Self { engine, head, vote_rows, unconfirmed, agreement_rows, shared };
+        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
         let suspension = database.settle_guard(agreement)?;
@@ -171,43 +170,4 @@ fn read_agreement(trees: &Trees) -> Result<(Vec<AgreementRecord>, Vec<([u8; 12],
         rows.push((key, parts));
     }
     Ok((log, rows))
-}
-
-fn read_in_flight(trees: &Trees) -> Result<(Vec<Recovered>, VoteRows), DatabaseError> {
-    let mut vote_rows = VoteRows::default();
-    let mut votes: BTreeMap<Txid, Vec<VoteKind>> = BTreeMap::new();
-    for record in records::<Vec<Vote>>(trees.get(TreeId::Votes), TreeId::Votes) {
-        let (key, row) = record?;
-        let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("votes", "a key of the wrong length"))?;
-        let commit = u64::from_be_bytes(key);
-        let parts = record_parts(trees.get(TreeId::Votes), TreeId::Votes, &commit.to_be_bytes())?;
-        vote_rows.add(commit, parts, &row);
-        for vote in row {
-            votes.entry(vote.txid).or_default().push(vote.kind);
-        }
-    }
-    let mut in_flight = Vec::new();
-    for record in records::<StoredInFlight>(trees.get(TreeId::Locks), TreeId::Locks) {
-        let (key, stored) = record?;
-        let transaction = Arc::new(stored.transaction.into_transaction());
-        let txid = transaction.txid();
-        if key != txid.as_bytes() {
-            return Err(DatabaseError::corrupt("locks", format!("the body of {txid} stands under another key")));
-        }
-        let mut certificates = Vec::new();
-        for kind in [VoteKind::Approve, VoteKind::Abort] {
-            let key = certificate_key(&txid, kind);
-            let tree = trees.get(TreeId::Certificates);
-            certificates.extend(get_record::<Certificate>(tree, TreeId::Certificates, &key)?);
-        }
-        // A row of `votes` may hold votes on what is settled; those are looked at no more.
-        let votes = votes.remove(&txid).unwrap_or_default();
-        let in_flight_row = InFlight { transaction, locked_at: stored.locked_at };
-        in_flight.push(Recovered { in_flight: in_flight_row, votes, certificates });
-    }
-    // Rows stay while one of their votes is needed; the others need no count.
-    for settled in votes.into_keys() {
-        vote_rows.forget(&settled);
-    }
-    Ok((in_flight, vote_rows))
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use crate::consensus::{ChainTip, InFlight, Settled, VoteKind};
+use crate::consensus::{Certificate, ChainTip, InFlight, Settled};
 use crate::types::{
     Address, Amount, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
     UnixSeconds, UtxoDigest, tagged_hash,
@@ -145,7 +145,7 @@ impl StoredTransaction {
     }
 }
 
-/// A row of `locks`.
+/// An element of a record of `locks`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoredInFlight {
     pub(super) transaction: StoredTransaction,
@@ -158,11 +158,21 @@ impl StoredInFlight {
     }
 }
 
-/// A row of `transactions`.
+/// A record of `transactions`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoredFinal {
-    pub(super) transaction: StoredTransaction,
+    /// First, so that it can be read alone.
     pub(super) settled: Settled,
+    pub(super) transaction: StoredTransaction,
+    /// F(T), where it was not a block that settled it, and until it is pruned.
+    pub(super) proof: Option<Certificate>,
+}
+
+/// A row of `confirmed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredConfirmed {
+    pub(super) height: Height,
+    pub(super) confirmed_at: UnixSeconds,
 }
 
 /// The chain's tip, written by every block.
@@ -249,21 +259,6 @@ pub(super) fn address_key(address: &Address, outpoint: &OutPoint) -> [u8; 57] {
     let mut key = [0; 57];
     key[..21].copy_from_slice(address.payload());
     key[21..].copy_from_slice(&outpoint_key(outpoint));
-    key
-}
-
-/// C(T) and F(T) share a slot: once T is final, F supersedes C.
-pub(super) const fn certificate_slot(kind: VoteKind) -> u8 {
-    match kind {
-        VoteKind::Approve | VoteKind::Commit => 1,
-        VoteKind::Abort => 3,
-    }
-}
-
-pub(super) fn certificate_key(txid: &Txid, kind: VoteKind) -> [u8; 33] {
-    let mut key = [0; 33];
-    key[..32].copy_from_slice(txid.as_bytes());
-    key[32] = certificate_slot(kind);
     key
 }
 

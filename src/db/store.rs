@@ -4,21 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::DatabaseError;
-use super::codec::{decode, get_record, record_parts, records};
-use super::commit::{Durable, UnconfirmedRows, VoteRows, finalized_by};
+use super::codec::{decode, get_record, get_record_head, record_parts, records};
+use super::commit::{Durable, UnconfirmedRows, finalized_by};
 use super::engine::{Engine, Tree};
+use super::flight::{FlightRows, FlightTable};
 use super::schema::{
-    Head, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId,
-    certificate_key, meta, outpoint_key, parse_outpoint_key,
+    Head, StoredConfirmed, StoredFinal, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
+    outpoint_key, parse_outpoint_key,
 };
-use crate::consensus::{Certificate, ChainTip, Dead, LogEntry, Settled, Transition, Utxo, VoteKind};
-use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UtxoEntry};
+use crate::consensus::{Certificate, ChainTip, Changes, Dead, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
+use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoEntry};
 
 /// The trees, in the order of [`TreeId`].
 #[derive(Debug, Clone)]
@@ -58,10 +59,11 @@ pub(super) struct Shared {
     /// The writer is gone; what was not durable then never will be.
     ended: AtomicBool,
     network: StoredNetwork,
+    flights: RwLock<FlightTable>,
 }
 
 impl Shared {
-    pub(super) fn new(trees: Trees, network: StoredNetwork, head: &Head, height: Height) -> Self {
+    pub(super) fn new(trees: Trees, network: StoredNetwork, head: &Head, height: Height, flights: FlightTable) -> Self {
         let durable = DurableHead { commit: head.commit, sequence: head.sequence, height };
         Self {
             trees,
@@ -71,15 +73,26 @@ impl Shared {
             became_durable: Condvar::new(),
             ended: AtomicBool::new(false),
             network,
+            flights: RwLock::new(flights),
         }
+    }
+
+    fn flights(&self) -> RwLockReadGuard<'_, FlightTable> {
+        self.flights.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) const fn network(&self) -> &StoredNetwork {
         &self.network
     }
 
-    pub(super) fn about_to_apply(&self, commit: u64) {
+    /// A commit is about to be applied: what is read from now on may be of it.
+    pub(super) fn about_to_apply(&self, commit: u64, changes: &Changes) {
         self.applied.store(commit, Ordering::SeqCst);
+        self.flights.write().unwrap_or_else(PoisonError::into_inner).begin(changes);
+    }
+
+    pub(super) fn applied(&self, changes: &Changes) {
+        self.flights.write().unwrap_or_else(PoisonError::into_inner).end(changes);
     }
 
     pub(super) fn now_durable(&self, head: DurableHead) {
@@ -126,7 +139,7 @@ impl Drop for Database {
 pub struct Database {
     pub(super) engine: Engine,
     pub(super) head: Head,
-    pub(super) vote_rows: VoteRows,
+    pub(super) flight_rows: FlightRows,
     pub(super) unconfirmed: UnconfirmedRows,
     /// The rows of the agreement's log, with their parts.
     pub(super) agreement_rows: Vec<([u8; 12], u16)>,
@@ -230,17 +243,45 @@ impl Reader {
 
     /// The output at a place, if it ever came into being.
     pub fn utxo(&self, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
-        let row = self.tree(TreeId::Utxos).get(outpoint_key(outpoint))?;
-        row.map(|row| decode(TreeId::Utxos, &row)).transpose()
+        // The lock is looked up first: if it ends meanwhile, the row that is read then says so.
+        let lock = self.shared.flights().lock(outpoint);
+        let Some(row) = self.tree(TreeId::Utxos).get(outpoint_key(outpoint))? else { return Ok(None) };
+        let stored: Utxo = decode(TreeId::Utxos, &row)?;
+        let state = match (stored.state, lock) {
+            (UTXOState::Unspent, Some((txid, locked_at))) => UTXOState::Locked { txid, locked_at },
+            (UTXOState::SpentFinalized { txid, .. }, _) => match self.stored_confirmed(&txid)? {
+                Some(StoredConfirmed { height: block_height, confirmed_at }) => {
+                    UTXOState::Confirmed { txid, block_height, confirmed_at }
+                }
+                None => stored.state,
+            },
+            (state, _) => state,
+        };
+        Ok(Some(Utxo { state, ..stored }))
     }
 
-    fn stored_final(&self, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
+    /// Every output that ever came into being and was not pruned, in order of outpoint.
+    pub fn outputs(&self) -> impl Iterator<Item = Result<(OutPoint, Utxo), DatabaseError>> + use<> {
+        let reader = self.clone();
+        self.tree(TreeId::Utxos).iter().filter_map(move |row| {
+            let read = || {
+                let (key, _) = row?;
+                let outpoint = parse_outpoint_key(&key);
+                let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
+                // It may have been pruned since the row was met.
+                Ok(reader.utxo(&outpoint)?.map(|utxo| (outpoint, utxo)))
+            };
+            read().transpose()
+        })
+    }
+
+    pub(super) fn stored_final(&self, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
         get_record(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())
     }
 
     /// The summary of a final transaction.
     pub fn settled(&self, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
-        Ok(self.stored_final(txid)?.map(|stored| stored.settled))
+        get_record_head(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())
     }
 
     /// A final transaction.
@@ -250,17 +291,33 @@ impl Reader {
 
     /// A transaction in flight.
     pub fn in_flight(&self, txid: &Txid) -> Result<Option<Transaction>, DatabaseError> {
-        let stored = get_record::<StoredInFlight>(self.tree(TreeId::Locks), TreeId::Locks, txid.as_bytes())?;
-        Ok(stored.map(|stored| stored.transaction.into_transaction()))
+        Ok(self.shared.flights().get(txid).map(|flight| flight.transaction.as_ref().clone()))
+    }
+
+    /// Up to `limit` transactions in flight after `after`, in order of txid, with the time at
+    /// which their inputs were locked.
+    pub fn in_flight_after(&self, after: Option<Txid>, limit: usize) -> Vec<InFlight> {
+        let flights = self.shared.flights().after(after, limit);
+        flights.into_iter().map(|(_, f)| InFlight { transaction: f.transaction, locked_at: f.locked_at }).collect()
     }
 
     /// F(T), else C(T) (`Commit`, `Approve`), or A(T) (`Abort`).
     pub fn certificate(&self, txid: &Txid, kind: VoteKind) -> Result<Option<Certificate>, DatabaseError> {
-        get_record(self.tree(TreeId::Certificates), TreeId::Certificates, &certificate_key(txid, kind))
+        let flight = self.shared.flights().get(txid).cloned();
+        let held = flight.and_then(|flight| if kind == VoteKind::Abort { flight.abort } else { flight.commit });
+        match held {
+            Some(certificate) => Ok(Some(certificate.as_ref().clone())),
+            None if kind == VoteKind::Abort => Ok(None),
+            None => Ok(self.stored_final(txid)?.and_then(|stored| stored.proof)),
+        }
     }
 
     /// The height of the block that contains a transaction.
     pub fn confirmed(&self, txid: &Txid) -> Result<Option<Height>, DatabaseError> {
+        Ok(self.stored_confirmed(txid)?.map(|confirmed| confirmed.height))
+    }
+
+    fn stored_confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, DatabaseError> {
         let row = self.tree(TreeId::Confirmed).get(txid.as_bytes())?;
         row.map(|row| decode(TreeId::Confirmed, &row)).transpose()
     }
@@ -323,7 +380,7 @@ impl Reader {
 
     /// Whether a transaction is in flight here; cheaper than reading it.
     pub fn is_in_flight(&self, txid: &Txid) -> Result<bool, DatabaseError> {
-        Ok(record_parts(self.tree(TreeId::Locks), TreeId::Locks, txid.as_bytes())? > 0)
+        Ok(self.shared.flights().get(txid).is_some())
     }
 
     /// Every subscription.

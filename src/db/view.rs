@@ -50,6 +50,10 @@ impl View for LedgerView<'_> {
         self.latch(|| self.reader.settled(txid))
     }
 
+    fn is_settled(&self, txid: &Txid) -> bool {
+        self.latch(|| self.reader.is_final(txid).map(Some)).unwrap_or(true)
+    }
+
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
         self.latch(|| Ok(self.reader.finalized(txid)?.map(|(transaction, _)| Arc::new(transaction))))
     }

@@ -1,22 +1,22 @@
 //! What is in flight: locks, own votes, and the certificates beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::DatabaseError;
 use super::super::codec::records;
-use super::super::schema::{StoredInFlight, TreeId, certificate_slot};
+use super::super::schema::{StoredInFlight, TreeId};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Certificate, Vote, VoteKind};
 use crate::types::{OutPoint, Txid, UTXOState};
 
 impl Subject<'_> {
     /// This member's votes on what is in flight. They are bounded by what can be in flight.
-    fn own_votes(&self) -> Result<BTreeMap<Txid, Vec<VoteKind>>, DatabaseError> {
-        let mut votes: BTreeMap<Txid, Vec<VoteKind>> = BTreeMap::new();
+    fn own_votes(&self) -> Result<BTreeMap<Txid, BTreeSet<VoteKind>>, DatabaseError> {
+        let mut votes: BTreeMap<Txid, BTreeSet<VoteKind>> = BTreeMap::new();
         for record in records::<Vec<Vote>>(self.reader.tree(TreeId::Votes), TreeId::Votes) {
             for vote in record?.1 {
                 if self.reader.is_in_flight(&vote.txid)? {
-                    votes.entry(vote.txid).or_default().push(vote.kind);
+                    votes.entry(vote.txid).or_default().insert(vote.kind);
                 }
             }
         }
@@ -32,32 +32,59 @@ impl Subject<'_> {
             Some(UTXOState::Unspent) | None => false,
         })
     }
+
+    fn has_ended(&self, txid: &Txid) -> Result<bool, DatabaseError> {
+        Ok(self.reader.is_final(txid)? || self.reader.dead(txid)?.is_some())
+    }
+
+    /// A record of a commit: its number has been given, and something of it is still needed.
+    fn check_commit(
+        &self,
+        check: &mut Check,
+        tree: TreeId,
+        key: &[u8],
+        txids: impl Iterator<Item = Txid>,
+    ) -> Result<(), DatabaseError> {
+        let commit = <[u8; 8]>::try_from(key).map_or(0, u64::from_be_bytes);
+        let place = || format!("{}/{commit}", tree.name());
+        let told = key.len() == 8 && commit <= self.head.commit;
+        check.ensure(told, Damage::Votes, place, "it is of a commit that never was");
+        for txid in txids {
+            let known = self.reader.is_in_flight(&txid)? || self.has_ended(&txid)?;
+            check.ensure(known, Damage::Votes, place, "it is about a transaction that is not here");
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn locks(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let votes = subject.own_votes()?;
     let member = subject.reader.network().public_key.is_some();
-    for record in records::<StoredInFlight>(subject.reader.tree(TreeId::Locks), TreeId::Locks) {
-        subject.tell(check);
-        let (key, stored) = match record {
-            Ok(record) => record,
-            Err(error) => {
-                check.find(Damage::Votes, "locks", error.to_string());
-                continue;
+    for record in records::<Vec<StoredInFlight>>(subject.reader.tree(TreeId::Locks), TreeId::Locks) {
+        match record {
+            Ok((key, _)) => subject.check_commit(check, TreeId::Locks, &key, std::iter::empty())?,
+            Err(error) => check.find(Damage::Votes, "locks", error.to_string()),
+        }
+    }
+    let mut after = None;
+    loop {
+        let flights = subject.reader.in_flight_after(after, 1_024);
+        let Some(last) = flights.last().map(|flight| flight.transaction.txid()) else { break };
+        after = Some(last);
+        for flight in flights {
+            subject.tell(check);
+            let txid = flight.transaction.txid();
+            let place = || format!("locks/{txid}");
+            let approved = votes.get(&txid).is_some_and(|kinds| kinds.contains(&VoteKind::Approve));
+            let locked = flight.locked_at.is_some();
+            let what =
+                if locked { "it holds locks and there is no vote" } else { "it was approved and holds no locks" };
+            check.ensure(approved == locked, Damage::Votes, place, what);
+            check.ensure(member || !locked, Damage::Votes, place, "an observer holds locks");
+            for outpoint in flight.transaction.spends().filter(|_| locked) {
+                let held = subject.locked_or_beaten(&outpoint, &txid)?;
+                check.ensure(held, Damage::Votes, place, "one of its inputs is not locked for it");
             }
-        };
-        let transaction = stored.transaction.into_transaction();
-        let txid = transaction.txid();
-        let place = || format!("locks/{txid}");
-        check.ensure(key == txid.as_bytes(), Damage::Votes, place, "its body is another transaction's");
-        let approved = votes.get(&txid).is_some_and(|kinds| kinds.contains(&VoteKind::Approve));
-        let locked = stored.locked_at.is_some();
-        let what = if locked { "it holds locks and there is no vote" } else { "it was approved and holds no locks" };
-        check.ensure(approved == locked, Damage::Votes, place, what);
-        check.ensure(member || !locked, Damage::Votes, place, "an observer holds locks");
-        for outpoint in transaction.spends().filter(|_| locked) {
-            let held = subject.locked_or_beaten(&outpoint, &txid)?;
-            check.ensure(held, Damage::Votes, place, "one of its inputs is not locked for it");
         }
     }
     Ok(())
@@ -67,25 +94,12 @@ pub(super) fn votes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
     let reader = &subject.reader;
     for record in records::<Vec<Vote>>(reader.tree(TreeId::Votes), TreeId::Votes) {
         subject.tell(check);
-        let (key, row) = match record {
-            Ok(record) => record,
-            Err(error) => {
-                check.find(Damage::Votes, "votes", error.to_string());
-                continue;
+        match record {
+            Ok((key, row)) => {
+                subject.check_commit(check, TreeId::Votes, &key, row.into_iter().map(|vote| vote.txid))?;
             }
-        };
-        let commit = <[u8; 8]>::try_from(key.as_slice()).map_or(0, u64::from_be_bytes);
-        let place = || format!("votes/{commit}");
-        let told = commit > 0 && commit <= subject.head.commit;
-        check.ensure(told, Damage::Votes, place, "they are of a commit that never was");
-        let mut needed = false;
-        for vote in row {
-            let in_flight = reader.is_in_flight(&vote.txid)?;
-            needed |= in_flight;
-            let ended = in_flight || reader.is_final(&vote.txid)? || reader.dead(&vote.txid)?.is_some();
-            check.ensure(ended, Damage::Votes, place, "a vote on a transaction that is not here");
+            Err(error) => check.find(Damage::Votes, "votes", error.to_string()),
         }
-        check.ensure(needed, Damage::Derived, place, "none of them is on anything in flight");
     }
     for (txid, kinds) in subject.own_votes()? {
         subject.tell(check);
@@ -102,25 +116,24 @@ pub(super) fn votes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
 
 pub(super) fn certificates(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    for record in records::<Certificate>(reader.tree(TreeId::Certificates), TreeId::Certificates) {
+    for record in records::<Vec<Certificate>>(reader.tree(TreeId::Certificates), TreeId::Certificates) {
         subject.tell(check);
-        let (key, certificate) = match record {
+        let (key, certificates) = match record {
             Ok(record) => record,
             Err(error) => {
-                check.find(Damage::Ledger, "certificates", error.to_string());
+                check.find(Damage::Votes, "certificates", error.to_string());
                 continue;
             }
         };
-        let txid = certificate.txid;
-        let place = || format!("certificates/{txid}");
-        let fits = key.len() == 33 && key[..32] == *txid.as_bytes() && key[32] == certificate_slot(certificate.kind);
-        check.ensure(fits, Damage::Ledger, place, "it stands under another transaction or in another slot");
-        let needed = reader.is_in_flight(&txid)? || reader.is_final(&txid)?;
-        check.ensure(needed, Damage::Derived, place, "its transaction is neither in flight nor settled");
-        if let Some(committee) = &subject.committee
-            && let Err(error) = certificate.verify(committee)
-        {
-            check.find(Damage::Ledger, place(), error.to_string());
+        let txids = certificates.iter().map(|certificate| certificate.txid).collect::<Vec<_>>();
+        subject.check_commit(check, TreeId::Certificates, &key, txids.into_iter())?;
+        for certificate in certificates {
+            let place = format!("certificates/{}", certificate.txid);
+            if let Some(committee) = &subject.committee
+                && let Err(error) = certificate.verify(committee)
+            {
+                check.find(Damage::Votes, place, error.to_string());
+            }
         }
     }
     if subject.committee.is_none() {

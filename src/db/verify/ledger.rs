@@ -2,25 +2,15 @@
 
 use super::super::DatabaseError;
 use super::super::codec::{decode, records};
-use super::super::schema::{StoredFinal, TreeId, address_key, outpoint_key, parse_outpoint_key};
+use super::super::schema::{StoredFinal, TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
-use crate::consensus::{Dead, SignedTransaction, Utxo, Verified, VoteKind};
+use crate::consensus::{Dead, SignedTransaction, Verified, VoteKind};
 use crate::types::{Address, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
 
 /// Transactions whose signatures are checked together.
 const SIGNATURES_AT_ONCE: usize = 256;
 
 impl Subject<'_> {
-    /// Every output with its place.
-    fn outputs(&self) -> impl Iterator<Item = Result<(OutPoint, Utxo), DatabaseError>> + use<> {
-        self.reader.tree(TreeId::Utxos).iter().map(|row| {
-            let (key, value) = row?;
-            let outpoint = parse_outpoint_key(&key);
-            let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
-            Ok((outpoint, decode(TreeId::Utxos, &value)?))
-        })
-    }
-
     fn is_in_flight_with(&self, txid: &Txid, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
         Ok(self.reader.in_flight(txid)?.is_some_and(|transaction| spends(&transaction, outpoint)))
     }
@@ -39,7 +29,7 @@ fn spends(transaction: &Transaction, outpoint: &OutPoint) -> bool {
 
 pub(super) fn utxos(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    for row in subject.outputs() {
+    for row in subject.reader.outputs() {
         subject.tell(check);
         let (outpoint, utxo) = match row {
             Ok(row) => row,
@@ -74,7 +64,7 @@ pub(super) fn utxos(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
 
 pub(super) fn addresses(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let tree = subject.reader.tree(TreeId::Addresses);
-    for row in subject.outputs() {
+    for row in subject.reader.outputs() {
         subject.tell(check);
         let Ok((outpoint, utxo)) = row else { continue };
         let indexed = tree.get(address_key(&utxo.output.address, &outpoint))?.is_some();
@@ -117,9 +107,14 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let place = || format!("transactions/{txid}");
         check.ensure(key == txid.as_bytes(), Damage::Ledger, place, "its body is another transaction's");
         let height = reader.confirmed(&txid)?;
-        let certificate = reader.certificate(&txid, VoteKind::Commit)?;
-        let proved = height.is_some() || certificate.is_some_and(|certificate| certificate.kind == VoteKind::Commit);
+        let proof = stored.proof.filter(|proof| proof.kind == VoteKind::Commit && proof.txid == txid);
+        let proved = height.is_some() || proof.is_some();
         check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
+        if let (Some(committee), Some(proof)) = (&subject.committee, proof)
+            && let Err(error) = proof.verify(committee)
+        {
+            check.find(Damage::Ledger, place(), format!("its finality proof: {error}"));
+        }
         // What a later transaction has spent for good may have been pruned.
         let forgets = pruned.height > 0 || pruned.entries > 0;
         for (outpoint, output) in transaction.creates() {
@@ -143,7 +138,9 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         }
     }
     check_signatures(check, signed);
-    if !subject.options.full {
+    if subject.committee.is_none() {
+        check.left_out = Some("the members' signatures: the genesis file was not given".into());
+    } else if !subject.options.full {
         check.left_out = Some("the owners' signatures: use --full".into());
     }
     Ok(())
@@ -198,7 +195,7 @@ pub(super) fn dead(subject: &Subject<'_>, check: &mut Check) -> Result<(), Datab
 pub(super) fn supply(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
     let (mut live, mut fees) = (0_u128, 0_u128);
-    for row in subject.outputs() {
+    for row in subject.reader.outputs() {
         subject.tell(check);
         let Ok((_, utxo)) = row else { continue };
         if utxo.state.is_live() {
@@ -233,7 +230,7 @@ pub(super) fn supply(subject: &Subject<'_>, check: &mut Check) -> Result<(), Dat
 
 pub(super) fn digest(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let mut digest = UtxoDigest::new();
-    for row in subject.outputs() {
+    for row in subject.reader.outputs() {
         subject.tell(check);
         let Ok((outpoint, utxo)) = row else { continue };
         let spent_in_chain = matches!(utxo.state, UTXOState::Confirmed { .. });
@@ -244,9 +241,4 @@ pub(super) fn digest(subject: &Subject<'_>, check: &mut Check) -> Result<(), Dat
     let same = digest.digest() == subject.tip.digest.digest();
     check.ensure(same, Damage::Ledger, || "utxos".into(), "their digest is not that of the chain's tip");
     Ok(())
-}
-
-/// The key of an output's row, for other checks.
-pub(super) fn key_of(outpoint: &OutPoint) -> [u8; 36] {
-    outpoint_key(outpoint)
 }

@@ -7,9 +7,8 @@ use super::super::DatabaseError;
 use super::super::codec::{decode, records};
 use super::super::schema::{Subscription, SubscriptionKey, TreeId};
 use super::super::store::sequence_of;
-use super::ledger::key_of;
 use super::{Check, Damage, Subject};
-use crate::consensus::{LogEntry, Utxo};
+use crate::consensus::LogEntry;
 use crate::types::{OutPoint, UTXOState};
 
 /// Outputs whose steps are followed at once; more take more passes.
@@ -58,9 +57,7 @@ fn compare_states(
 ) -> Result<(), DatabaseError> {
     let pruned = subject.reader.pruned()?;
     for (outpoint, state) in last {
-        let row = subject.reader.tree(TreeId::Utxos).get(key_of(outpoint))?;
-        let stands = row.map(|row| decode::<Utxo>(TreeId::Utxos, &row)).transpose();
-        let agrees = match stands {
+        let agrees = match subject.reader.utxo(outpoint) {
             Ok(Some(utxo)) => utxo.state == *state,
             // It is pruned before the log is.
             Ok(None) => {

@@ -19,7 +19,7 @@ use super::DatabaseError;
 use super::guard::{Agreement, compare};
 use super::open::Storage;
 use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
-use super::store::{Reader, Shared};
+use super::store::Reader;
 use crate::consensus::{ChainTip, Committee, FenceState};
 use crate::types::Genesis;
 
@@ -212,8 +212,7 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
         let asking = storage.meta::<FenceState>(meta::FENCE)? == Some(FenceState::Asking);
         check.ensure(!asking || member, Damage::Derived, || "meta/fence".into(), "an observer has no votes to fence");
         let (tip, unconfirmed_from) = (stored.tip()?, stored.unconfirmed_from);
-        let shared = Shared::new(storage.trees.clone(), network, &head, tip.height);
-        let reader = Reader { shared: std::sync::Arc::new(shared) };
+        let reader = storage.reader()?;
         let committee = options.genesis.map(Committee::of_genesis);
         Ok(Some(Subject { reader, head, tip, unconfirmed_from, committee, options }))
     };
