@@ -365,7 +365,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
     sink: O,
     receiver: mpsc::Receiver<Queued>,
 ) {
-    let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
+    let writer = tokio::spawn(write(Arc::clone(manager), Arc::clone(&connection), sink, receiver));
     let end = End { manager, connection: &connection };
     loop {
         let next = tokio::select! {
@@ -377,6 +377,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
             Ok(Some(received)) => {
                 connection.heard.fetch_add(1, Ordering::Relaxed);
                 let Received::Message(bytes) = received else { continue };
+                manager.traffic_of(&connection).received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 if receive(manager, &connection, &bytes).await.is_err() {
                     break;
                 }
@@ -417,7 +418,13 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
     }
 }
 
-async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: mpsc::Receiver<Queued>) {
+async fn write<O: Sink>(
+    manager: Arc<PeerManager>,
+    connection: Arc<Connection>,
+    mut sink: O,
+    mut receiver: mpsc::Receiver<Queued>,
+) {
+    let written = &manager.traffic_of(&connection).sent;
     let mut closing = connection.closing.subscribe();
     let mut batch = Vec::new();
     let mut ping = tokio::time::interval(PING_EVERY);
@@ -434,6 +441,9 @@ async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: 
         let pushed = connection.take_pushed().into_iter().map(|(message, id)| encode(&message, id.as_deref()));
         let sent = batch.iter().map(|queued| queued.bytes.len()).sum::<usize>();
         let messages = batch.iter().map(|queued| queued.bytes.clone()).chain(pushed);
+        let messages = messages.inspect(|bytes| {
+            written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        });
         let writing = async {
             if std::mem::take(&mut ask) {
                 sink.ping(Nonce { nonce: connection.age_ms() }).await?;

@@ -26,4 +26,4 @@ pub use message::{
     UTXOStateNotificationMessage, UTXOStateQuery, UTXOStateResponse, UTXOSubscribe, UTXOSubscribed, UTXOUnsubscribe,
     UTXOUnsubscribed, encode, parse,
 };
-pub use peer_manager::{Handler, Handling, PeerConfig, PeerManager};
+pub use peer_manager::{Handler, Handling, PeerConfig, PeerManager, Traffic};

@@ -112,6 +112,29 @@ pub struct PeerManager {
     stopping: watch::Sender<bool>,
     /// Bytes of long frames of strangers that may still be received at once.
     pub(super) frame_bytes: Arc<Semaphore>,
+    /// What went to and came from members.
+    pub(super) member_traffic: Traffic,
+    /// The same of all others.
+    pub(super) stranger_traffic: Traffic,
+}
+
+/// Bytes of messages, without the framing around them and without handshakes.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub(super) received: AtomicU64,
+    pub(super) sent: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes that came.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were handed to sockets.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
 }
 
 impl std::fmt::Debug for PeerManager {
@@ -133,6 +156,8 @@ impl PeerManager {
             members_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             frame_bytes: Arc::new(Semaphore::new(STRANGERS_FRAME_BYTES)),
+            member_traffic: Traffic::default(),
+            stranger_traffic: Traffic::default(),
         }
     }
 
@@ -418,6 +443,20 @@ impl PeerManager {
     /// Connections of all kinds.
     pub fn connection_count(&self) -> usize {
         self.registry().connections.len()
+    }
+
+    /// Bytes of messages to and from members.
+    pub const fn member_traffic(&self) -> &Traffic {
+        &self.member_traffic
+    }
+
+    /// Bytes of messages to and from wallets and observers.
+    pub const fn stranger_traffic(&self) -> &Traffic {
+        &self.stranger_traffic
+    }
+
+    pub(super) const fn traffic_of(&self, connection: &Connection) -> &Traffic {
+        if connection.member().is_some() { &self.member_traffic } else { &self.stranger_traffic }
     }
 
     /// Follows the coming and going of members.

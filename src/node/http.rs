@@ -238,6 +238,11 @@ fn metrics(observed: &Observed) -> String {
     counter("commits", "Durable commits", health.commits.load(Relaxed));
     counter("commit_microseconds", "Time spent in durable commits", health.commit_micros.load(Relaxed));
     counter("notifications", "Notifications sent to wallets", observed.handler.feed.delivered());
+    let (members, others) = (observed.peers.member_traffic(), observed.peers.stranger_traffic());
+    counter("member_bytes_received", "Bytes of messages from members", members.received());
+    counter("member_bytes_sent", "Bytes of messages to members", members.sent());
+    counter("wallet_bytes_received", "Bytes of messages from wallets and observers", others.received());
+    counter("wallet_bytes_sent", "Bytes of messages to wallets and observers", others.sent());
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => text,
