@@ -95,7 +95,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// they are as many, wallets are told `Busy`.
 pub const LEDGER_QUEUE: usize = 8_192;
 /// Events that one commit takes together.
-pub const MAX_EVENTS_PER_COMMIT: usize = 256;
+pub const MAX_EVENTS_PER_COMMIT: usize = 1_024;
 /// Values of members that wait for the verify pool or the ledger; each member has an
 /// equal share of them.
 pub const VERIFY_QUEUE: usize = 8_192;

@@ -238,15 +238,18 @@ impl Feed {
     }
 
     async fn publish(&self, up_to: u64) -> Result<(), DatabaseError> {
-        let position = self.state().position;
-        let anybody = !self.state().sessions.is_empty();
-        let changes = self.read(position, up_to, anybody).await?;
+        let position = {
+            let mut state = self.state();
+            if state.sessions.is_empty() {
+                // Nobody would be told, so nothing is read: whoever comes begins after this.
+                state.position = up_to;
+                return Ok(());
+            }
+            state.position
+        };
+        let changes = self.read(position, up_to).await?;
         let mut state = self.state();
         let state = &mut *state;
-        if !anybody && !state.live.is_empty() {
-            // Somebody came meanwhile, and wants to know what is in the blocks.
-            return Ok(());
-        }
         for change in changes {
             state.position = change.sequence;
             let interested = state.interested(&change.entry);
@@ -265,13 +268,13 @@ impl Feed {
         Ok(())
     }
 
-    /// Reads the log; `with_blocks` also what blocks contain.
-    async fn read(&self, after: u64, up_to: u64, with_blocks: bool) -> Result<Vec<Change>, DatabaseError> {
+    /// Reads the log, and what its blocks contain.
+    async fn read(&self, after: u64, up_to: u64) -> Result<Vec<Change>, DatabaseError> {
         let (reader, touched) = (self.reader.clone(), Arc::clone(&self.touched));
         let change = move |(sequence, entry)| {
             let touched = match entry {
-                LogEntry::Block { height, .. } if with_blocks => Some(touched.of_block(&reader, height)?),
-                _ => None,
+                LogEntry::Block { height, .. } => Some(touched.of_block(&reader, height)?),
+                LogEntry::Transition(_) => None,
             };
             Ok(Change { sequence, entry, touched, json: OnceLock::new() })
         };
@@ -472,7 +475,7 @@ impl Stream<'_> {
 
     async fn catch_up(&self, mut cursor: u64, up_to: u64) -> Result<u64, Closed> {
         while cursor < up_to {
-            let changes = self.feed.read(cursor, up_to, true).await.map_err(|error| {
+            let changes = self.feed.read(cursor, up_to).await.map_err(|error| {
                 tracing::error!(%error, "a subscription cannot read the change log");
                 let error = ErrorMessage::new(ErrorCode::Internal, "the node could not read its change log");
                 self.connection.close_with(&error);
