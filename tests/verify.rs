@@ -5,13 +5,15 @@
 
 mod support;
 
+use std::path::Path;
+
 use support::{TestNet, within};
-use time_masternode::db::{VerifyOptions, verify_data_dir};
+use time_masternode::db::{Remedy, VerifyOptions, plan, repair, verify_data_dir};
 use time_masternode::net::TransactionStatusKind;
 use time_masternode::types::SecretKey;
 
-#[tokio::test]
-async fn a_database_that_was_used_is_sound() {
+/// A network that has confirmed, final and stuck payments; all nodes are stopped.
+async fn used_network() -> TestNet {
     let mut net = TestNet::with_interval(4, 200);
     net.set_environment("TIME_RETENTION_BLOCKS", "2");
     net.start_all();
@@ -19,7 +21,6 @@ async fn a_database_that_was_used_is_sound() {
     let mut wallet = net.wallet(0).await;
     let coins = net.coins();
     let mut coin = coins[0].clone();
-    let mut last = None;
     for _ in 0..6 {
         let payment = net.pay(&coin, &to, 1);
         wallet.pay(&payment).await;
@@ -30,7 +31,6 @@ async fn a_database_that_was_used_is_sound() {
         })
         .await;
         coin = TestNet::outputs(&payment, &coin.key).remove(1);
-        last = Some(payment);
     }
     // Something is final and in no block, and something is in flight for ever.
     net.kill(3);
@@ -40,7 +40,12 @@ async fn a_database_that_was_used_is_sound() {
     wallet.status_of(stuck.txid(), &[TransactionStatusKind::Pending]).await;
     net.stop(0);
     net.stop(1);
-    assert!(last.is_some());
+    net
+}
+
+#[tokio::test]
+async fn a_database_that_was_used_is_sound() {
+    let net = used_network().await;
     for node in 0..4 {
         for full in [false, true] {
             let options = VerifyOptions { genesis: Some(&net.genesis), full, progress: &|_, _| {} };
@@ -53,5 +58,144 @@ async fn a_database_that_was_used_is_sound() {
             }
             assert!(node > 1 || checked("locks") == 1, "the lock was looked at");
         }
+    }
+}
+
+/// Copies a data directory.
+fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+type Damaged = fn(&sled::Db);
+
+fn first_key(tree: &sled::Tree) -> sled::IVec {
+    tree.first().unwrap().unwrap().0
+}
+
+fn remove_first(db: &sled::Db, tree: &str) {
+    let tree = db.open_tree(tree).unwrap();
+    let key = first_key(&tree);
+    tree.remove(key).unwrap();
+}
+
+/// Changes the bytes of a tree's first row.
+fn change_first(db: &sled::Db, tree: &str, change: impl Fn(&mut Vec<u8>)) {
+    let tree = db.open_tree(tree).unwrap();
+    let (key, value) = tree.first().unwrap().unwrap();
+    let mut value = value.to_vec();
+    change(&mut value);
+    tree.insert(key, value).unwrap();
+}
+
+/// An unspent output's row: its state is the last four bytes, and zero.
+fn unspent_key(db: &sled::Db) -> sled::IVec {
+    let utxos = db.open_tree("utxos").unwrap();
+    let unspent = |value: &[u8]| value.len() == 37 && value[33..] == [0; 4];
+    utxos.iter().map(Result::unwrap).find(|(_, value)| unspent(value)).unwrap().0
+}
+
+/// Each kind of damage, the invariant that has to name it, and what a repair makes of it.
+const DAMAGES: [(&str, &str, Remedy, Damaged); 18] = [
+    ("a coin is gone", "supply", Remedy::Resync, |db| {
+        let key = unspent_key(db);
+        db.open_tree("utxos").unwrap().remove(key).unwrap();
+    }),
+    ("a coin has grown", "digest", Remedy::Resync, |db| {
+        let key = unspent_key(db);
+        let utxos = db.open_tree("utxos").unwrap();
+        let mut value = utxos.get(&key).unwrap().unwrap().to_vec();
+        value[0] ^= 1;
+        utxos.insert(key, value).unwrap();
+    }),
+    ("a coin cannot be read", "utxos", Remedy::Resync, |db| {
+        let key = unspent_key(db);
+        db.open_tree("utxos").unwrap().insert(key, b"?").unwrap();
+    }),
+    ("an index row is gone", "addresses", Remedy::Rebuild, |db| remove_first(db, "addresses")),
+    ("an index row too many", "addresses", Remedy::Rebuild, |db| {
+        db.open_tree("addresses").unwrap().insert([7; 57], b"").unwrap();
+    }),
+    ("a body is gone", "confirmed", Remedy::Resync, |db| remove_first(db, "transactions")),
+    ("a body is another one", "transactions", Remedy::Resync, |db| {
+        change_first(db, "transactions", |row| *row.last_mut().unwrap() ^= 1);
+        let transactions = db.open_tree("transactions").unwrap();
+        let (key, value) = transactions.first().unwrap().unwrap();
+        let mut other = key.to_vec();
+        other[0] ^= 0x55;
+        transactions.insert(other, value).unwrap();
+    }),
+    ("a height is gone", "confirmed", Remedy::Resync, |db| remove_first(db, "confirmed")),
+    ("something settled is dead", "dead", Remedy::Resync, |db| {
+        let txid = first_key(&db.open_tree("confirmed").unwrap());
+        let mut row = vec![0];
+        row.extend_from_slice(&1_u64.to_le_bytes());
+        db.open_tree("dead").unwrap().insert(txid, row).unwrap();
+    }),
+    ("the votes are gone", "locks", Remedy::Fence, |db| db.open_tree("votes").unwrap().clear().unwrap()),
+    ("a lock's transaction is gone", "votes", Remedy::Fence, |db| db.open_tree("locks").unwrap().clear().unwrap()),
+    ("a vote of a commit to come", "votes", Remedy::Fence, |db| {
+        let votes = db.open_tree("votes").unwrap();
+        let (_, value) = votes.first().unwrap().unwrap();
+        votes.insert([&u64::MAX.to_be_bytes()[..], &[0, 0]].concat(), value).unwrap();
+    }),
+    ("a finality proof's signature is damaged", "transactions", Remedy::Resync, |db| {
+        // The last byte of a record with a proof belongs to a vote's Merkle path or signature.
+        let transactions = db.open_tree("transactions").unwrap();
+        let proved = |(_, value): &(sled::IVec, sled::IVec)| value.len() > 600;
+        let (key, value) = transactions.iter().map(Result::unwrap).find(proved).unwrap();
+        let mut value = value.to_vec();
+        let at = value.len() - 40;
+        value[at] ^= 1;
+        transactions.insert(key, value).unwrap();
+    }),
+    ("the log has a hole", "changes", Remedy::Resync, |db| {
+        let changes = db.open_tree("changes").unwrap();
+        let middle = changes.iter().nth(changes.len() / 2).unwrap().unwrap().0;
+        changes.remove(middle).unwrap();
+    }),
+    ("a block is gone", "blocks", Remedy::Resync, |db| remove_first(db, "blocks")),
+    ("a block's certificate is damaged", "blocks", Remedy::Resync, |db| {
+        change_first(db, "blocks", |row| *row.last_mut().unwrap() ^= 1);
+    }),
+    ("the agreement's log has a stray row", "records", Remedy::Fence, |db| {
+        let mut row = vec![0, 1];
+        row.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        db.open_tree("agreement").unwrap().insert([0xee; 14], row).unwrap();
+    }),
+    ("the database is older than its guard", "meta", Remedy::Fence, |db| {
+        let meta = db.open_tree("meta").unwrap();
+        let mut head = meta.get("head").unwrap().unwrap().to_vec();
+        head[0] ^= 0x40;
+        meta.insert("head", head).unwrap();
+    }),
+];
+
+#[tokio::test]
+async fn each_damage_is_named_and_has_its_remedy() {
+    let net = used_network().await;
+    let options = VerifyOptions { genesis: Some(&net.genesis), full: false, progress: &|_, _| {} };
+    for (i, (story, name, remedy, damage)) in DAMAGES.into_iter().enumerate() {
+        let data_dir = net.directory().join(format!("damaged-{i}"));
+        copy(&net.data_dir(0), &data_dir);
+        let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
+        damage(&db);
+        db.flush().unwrap();
+        drop(db);
+        let report = verify_data_dir(&data_dir, 1 << 24, options).unwrap();
+        let findings: Vec<_> = report.findings().collect();
+        assert!(findings.iter().any(|(check, _)| *check == name), "{story}: {name} finds it: {findings:#?}");
+        let planned = plan(&data_dir, 1 << 24, options).unwrap();
+        assert!(planned.has(remedy), "{story}: {remedy:?}: {planned:#?}");
+        // Once is enough, and what was there is kept.
+        let repaired =
+            repair(&data_dir, 1 << 24, &planned, options).unwrap_or_else(|e| panic!("{story}: {e}: {planned:#?}"));
+        assert!(repaired.kept.join("db").join("db").is_file(), "{story}");
+        let after = repaired.report.unwrap_or_else(|| panic!("{story}: no report"));
+        let findings: Vec<_> = after.findings().collect();
+        assert!(after.is_sound(), "{story}: {findings:#?}");
+        assert_eq!(repaired.fenced.is_some_and(|fenced| fenced > 0), remedy == Remedy::Fence, "{story}");
+        let again = plan(&data_dir, 1 << 24, options).unwrap_or_else(|e| panic!("{story}: {e}"));
+        assert_eq!(again.steps, [], "{story}: nothing is left to repair");
     }
 }

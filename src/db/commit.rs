@@ -73,6 +73,8 @@ pub struct CommitBatch {
     pub subscriptions: BTreeMap<SubscriptionKey, Option<Subscription>>,
     /// This member must not vote any more.
     pub suspension: Option<Suspension>,
+    /// The fence takes the place of a suspension.
+    pub lift_suspension: bool,
     /// What confirmed blocks have made unnecessary.
     pub prune: Option<PruneBatch>,
     /// Whose database it is, with a new name for the change log.
@@ -86,7 +88,7 @@ impl CommitBatch {
     pub fn is_empty(&self) -> bool {
         let subscriptions = self.subscriptions.is_empty();
         let rest = self.suspension.is_none() && self.prune.is_none() && self.network.is_none();
-        self.changes.is_empty() && subscriptions && rest && self.maintenance.0.is_empty()
+        self.changes.is_empty() && subscriptions && rest && self.maintenance.0.is_empty() && !self.lift_suspension
     }
 }
 
@@ -200,6 +202,9 @@ impl Database {
         if let Some(reason) = batch.suspension {
             let value = Some(reason.to_string().into_bytes());
             rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value });
+        }
+        if batch.lift_suspension {
+            rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value: None });
         }
         fence_rows(&mut rows, changes)?;
         if let Some(network) = &batch.network {

@@ -99,10 +99,17 @@ impl FlightTable {
         }
     }
 
-    /// Reads what is in flight: what the records name and has not ended.
-    pub(super) fn read(trees: &Trees) -> Result<(Self, FlightRows, BTreeMap<Txid, Vec<VoteKind>>), DatabaseError> {
+    /// Reads what is in flight: what the records name and has not ended. With `tolerant`,
+    /// records that cannot be read are passed over, for a repair.
+    pub(super) fn read(
+        trees: &Trees,
+        tolerant: bool,
+    ) -> Result<(Self, FlightRows, BTreeMap<Txid, Vec<VoteKind>>), DatabaseError> {
         let (mut table, mut rows) = (Self::default(), FlightRows::default());
         for record in records::<Vec<StoredInFlight>>(trees.get(TreeId::Locks), TreeId::Locks) {
+            if tolerant && record.is_err() {
+                continue;
+            }
             let (key, stored) = record?;
             let commit = commit_of(TreeId::Locks, &key)?;
             for StoredInFlight { transaction, locked_at } in stored {
@@ -115,6 +122,9 @@ impl FlightTable {
             }
         }
         for record in records::<Vec<Certificate>>(trees.get(TreeId::Certificates), TreeId::Certificates) {
+            if tolerant && record.is_err() {
+                continue;
+            }
             let (key, stored) = record?;
             let commit = commit_of(TreeId::Certificates, &key)?;
             for certificate in stored {
@@ -124,6 +134,9 @@ impl FlightTable {
         }
         let mut votes: BTreeMap<Txid, Vec<VoteKind>> = BTreeMap::new();
         for record in records::<Vec<Vote>>(trees.get(TreeId::Votes), TreeId::Votes) {
+            if tolerant && record.is_err() {
+                continue;
+            }
             let (key, stored) = record?;
             let commit = commit_of(TreeId::Votes, &key)?;
             for vote in stored {

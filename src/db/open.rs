@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
@@ -14,6 +15,7 @@ use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta
 use super::store::{Reader, Shared, Trees};
 use super::{DatabaseError, FrozenRow};
 use crate::consensus::FenceState;
+use crate::limits::LOCK_WAIT;
 use crate::types::{Genesis, PublicKey};
 
 /// sled's directory inside the data directory.
@@ -60,7 +62,7 @@ impl Storage {
         let network = network.ok_or_else(|| DatabaseError::corrupt("meta", "it was never filled to the end"))?;
         let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
         let tip = self.meta::<StoredTip>(meta::CHAIN)?.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
-        let (flights, ..) = FlightTable::read(&self.trees)?;
+        let (flights, ..) = FlightTable::read(&self.trees, true)?;
         let height = tip.tip()?.height;
         Ok(Reader { shared: Arc::new(Shared::new(self.trees.clone(), network, &head, height, flights)) })
     }
@@ -169,9 +171,21 @@ pub(super) fn is_there(data_dir: &Path) -> bool {
     sled_file(data_dir).is_file()
 }
 
+/// Opens sled; one that was closed in this process just now may still hold its lock for a
+/// moment, until the last of its threads has ended.
+fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
+    let began = Instant::now();
+    loop {
+        match try_open_sled(data_dir, cache_bytes) {
+            Err(DatabaseError::InUse(_)) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_WAIT / 50),
+            opened => return opened,
+        }
+    }
+}
+
 /// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
 /// caller down.
-fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
+fn try_open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
     remove_stale_snapshots(&path)?;
     let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);

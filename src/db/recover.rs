@@ -68,9 +68,21 @@ impl Database {
         Self::recover(Storage::memory(disk), owner)
     }
 
+    /// Opens a database that is there, whoever owns it, for tools: nobody votes with it.
+    pub(super) fn open_offline(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+        if !super::open::is_there(data_dir) {
+            return Err(DatabaseError::Missing(data_dir.to_path_buf()));
+        }
+        let storage = Storage::open(data_dir, cache_bytes)?;
+        super::open::schema_check(&storage.trees)?;
+        let network = storage.meta::<StoredNetwork>(meta::NETWORK)?;
+        let network = network.ok_or_else(|| DatabaseError::corrupt("meta", "it was never filled to the end"))?;
+        Ok(Self::carry_on(storage, network, true)?.database)
+    }
+
     fn recover(storage: Storage, owner: Owner<'_>) -> Result<Opened, DatabaseError> {
         let Owner { genesis, public_key, first_start } = owner;
-        let mut network = match storage.meta::<StoredNetwork>(meta::NETWORK)? {
+        let network = match storage.meta::<StoredNetwork>(meta::NETWORK)? {
             Some(network) => network,
             None => storage.initialise(genesis, public_key, public_key.is_some() && !first_start)?,
         };
@@ -82,6 +94,12 @@ impl Database {
                 |key: Option<PublicKey>| key.map_or_else(|| "an observer".into(), |key| format!("the member {key}"));
             return Err(DatabaseError::OtherKey { expected: name(public_key), found: name(network.public_key) });
         }
+        Self::carry_on(storage, network, false)
+    }
+
+    /// Reads what a start goes on with, and brings the guard in step. With `tolerant`, what
+    /// was in flight and cannot be read is passed over, for a repair.
+    fn carry_on(storage: Storage, mut network: StoredNetwork, tolerant: bool) -> Result<Opened, DatabaseError> {
         let head = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
         let agreement = compare(storage.stamp, &head);
         let stored_tip = storage.meta::<StoredTip>(meta::CHAIN)?;
@@ -92,9 +110,10 @@ impl Database {
             Some(state) => Some((state, trees.get(TreeId::Fence).count()?)),
             None => None,
         };
-        let (flights, flight_rows, votes) = FlightTable::read(&trees)?;
+        let (flights, flight_rows, votes) = FlightTable::read(&trees, tolerant)?;
         let in_flight = flights.recovered(&votes);
-        let (log, agreement_rows) = read_agreement(&trees)?;
+        let agreement_log = read_agreement(&trees);
+        let (log, agreement_rows) = if tolerant { agreement_log.unwrap_or_default() } else { agreement_log? };
         if agreement == Agreement::Mismatch {
             // Numbers of the change log may be given a second time.
             network.log_id = rand::random();

@@ -10,16 +10,18 @@ mod chain;
 mod flight;
 mod ledger;
 mod log;
+mod records;
 
 use std::panic::AssertUnwindSafe;
 
 use serde::Serialize;
 
 use super::DatabaseError;
+use super::flight::FlightTable;
 use super::guard::{Agreement, compare};
 use super::open::Storage;
 use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
-use super::store::Reader;
+use super::store::{Reader, Shared};
 use crate::consensus::{ChainTip, Committee, FenceState};
 use crate::types::Genesis;
 
@@ -142,7 +144,8 @@ struct Subject<'a> {
 type Run = fn(&Subject<'_>, &mut Check) -> Result<(), DatabaseError>;
 
 /// The invariants, in the order in which they are checked.
-const CHECKS: [(&str, &str, Run); 14] = [
+const CHECKS: [(&str, &str, Run); 15] = [
+    ("records", "each row of a record has all the others beside it", records::whole),
     ("utxos", "each output's state names a transaction that is in flight, settled or confirmed", ledger::utxos),
     ("addresses", "the index has a row for each unspent or locked output, and no other", ledger::addresses),
     ("transactions", "each settled transaction has its proof or its block, and its outputs", ledger::transactions),
@@ -212,7 +215,14 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
         let asking = storage.meta::<FenceState>(meta::FENCE)? == Some(FenceState::Asking);
         check.ensure(!asking || member, Damage::Derived, || "meta/fence".into(), "an observer has no votes to fence");
         let (tip, unconfirmed_from) = (stored.tip()?, stored.unconfirmed_from);
-        let reader = storage.reader()?;
+        // What is in flight is read as a whole; if that fails, the checks say where.
+        let flights = FlightTable::read(&storage.trees, true).map(|(flights, ..)| flights);
+        let flights = flights.unwrap_or_else(|error| {
+            check.find(Damage::Votes, "locks", error.to_string());
+            FlightTable::default()
+        });
+        let shared = Shared::new(storage.trees.clone(), network, &head, tip.height, flights);
+        let reader = Reader { shared: std::sync::Arc::new(shared) };
         let committee = options.genesis.map(Committee::of_genesis);
         Ok(Some(Subject { reader, head, tip, unconfirmed_from, committee, options }))
     };

@@ -1,0 +1,298 @@
+//! What to do about a database that is not as it should be: a plan first, then the deed.
+//!
+//! Three things can be done, and each is safe for a reason that the plan says. What can be
+//! made anew from the rest is made anew. Where votes may be missing, the database goes
+//! behind the fence: the ledger is kept, and the member votes only on what comes into being
+//! after it has asked the others. Where the ledger itself is wrong, or nothing can be read,
+//! the database is set aside and fetched from the others, behind the fence too. No vote and
+//! nothing final disappears silently: a fenced member says that it is fenced, and what was
+//! set aside or changed stays beside it as a copy.
+//!
+//! Repairing twice is the same as once: what is sound afterwards needs nothing more.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::backup::copy_files;
+use super::codec::{RowChange, get_record};
+use super::commit::{CommitBatch, Maintenance};
+use super::guard::{Guard, sync_directory};
+use super::open::{DATABASE_DIR, is_there};
+use super::repair_fence::{put_behind_fence, suspend};
+use super::repair_flight::{restart_log, settle_flight};
+use super::schema::{Subscription, SubscriptionKey, TreeId, address_key};
+use super::store::{Database, Reader};
+use super::verify::{Damage, Report, VerifyOptions, verify_data_dir};
+use super::{DatabaseError, Owner};
+use crate::consensus::Vote;
+
+/// Rows that one commit of a repair writes.
+const ROWS_AT_ONCE: usize = 4_096;
+
+/// One thing that a repair does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// Make the index of addresses and other derived rows anew.
+    Rebuild,
+    /// Put the database behind the fence.
+    Fence,
+    /// Give the change log a new name.
+    NewLog,
+    /// Set the database aside and fetch the ledger from the others, behind the fence.
+    Resync,
+}
+
+impl Remedy {
+    /// What it does.
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Rebuild => {
+                "make anew what follows from the rest (the index of addresses) and drop subscriptions that cannot be read"
+            }
+            Self::Fence => {
+                "keep the ledger and put it behind the fence: the node asks the other members what it must not \
+                 vote on, and votes on what comes into being after that"
+            }
+            Self::NewLog => "give the change log a new name, so that wallets take a snapshot",
+            Self::Resync => {
+                "set the database aside (it is kept) and let the node fetch the ledger from the other members, \
+                 behind the fence"
+            }
+        }
+    }
+
+    /// Why that is safe.
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::Rebuild => "nothing that was said depends on rows that the others determine",
+            Self::Fence => {
+                "whatever this member may have voted on and lost is named by a quorum of the others, and it never \
+                 votes on that again"
+            }
+            Self::NewLog => "numbers of the old log cannot be mistaken for those of the new one",
+            Self::Resync => {
+                "every block comes with the proof that a quorum decided it, and the fence covers the votes that \
+                 were lost"
+            }
+        }
+    }
+}
+
+/// One remedy with its reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanStep {
+    /// What is to be done.
+    pub remedy: Remedy,
+    /// The same in words.
+    pub what: &'static str,
+    /// Why that is safe.
+    pub why: &'static str,
+    /// The names of the invariants that are broken.
+    pub because: BTreeSet<String>,
+}
+
+/// What a repair would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// In this order. Empty: there is nothing to repair.
+    pub steps: Vec<PlanStep>,
+    /// Why the database cannot be opened, if so.
+    pub unopenable: Option<String>,
+    /// What was found in it otherwise.
+    pub report: Option<Report>,
+}
+
+impl Plan {
+    fn of(report: Report) -> Self {
+        let because = |damages: &[Damage]| -> BTreeSet<String> {
+            let of = report.findings().filter(|(_, finding)| damages.contains(&finding.damage));
+            of.map(|(name, _)| name.to_owned()).collect()
+        };
+        let step = |remedy: Remedy, damages: &[Damage]| {
+            let because = because(damages);
+            (!because.is_empty()).then(|| PlanStep { remedy, what: remedy.what(), why: remedy.why(), because })
+        };
+        let steps = match step(Remedy::Resync, &[Damage::Ledger, Damage::Unreadable]) {
+            Some(resync) => vec![resync],
+            None => {
+                let rebuild = step(Remedy::Rebuild, &[Damage::Derived]);
+                rebuild.into_iter().chain(step(Remedy::Fence, &[Damage::Votes])).collect()
+            }
+        };
+        Self { steps, unopenable: None, report: Some(report) }
+    }
+
+    /// Whether this remedy is part of it.
+    pub fn has(&self, remedy: Remedy) -> bool {
+        self.steps.iter().any(|step| step.remedy == remedy)
+    }
+}
+
+/// Looks what is wrong and says what would be done about it. Changes nothing.
+pub fn plan(data_dir: &Path, cache_bytes: u64, options: VerifyOptions<'_>) -> Result<Plan, DatabaseError> {
+    match verify_data_dir(data_dir, cache_bytes, options) {
+        Ok(report) => Ok(Plan::of(report)),
+        // What nobody can read is fetched again. Everything else is no matter of repair.
+        Err(error @ (DatabaseError::Damaged(_) | DatabaseError::Corrupt { .. } | DatabaseError::Sled(_))) => {
+            let remedy = Remedy::Resync;
+            let because = BTreeSet::from(["opening".to_owned()]);
+            let step = PlanStep { remedy, what: remedy.what(), why: remedy.why(), because };
+            Ok(Plan { steps: vec![step], unopenable: Some(error.to_string()), report: None })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// Where what was there before is kept.
+    pub kept: PathBuf,
+    /// Outputs that are behind the fence now.
+    pub fenced: Option<u64>,
+    /// Votes that did not fit together with the rest and were taken out. Nothing is voted on
+    /// in their place: the fence is around their transactions.
+    pub votes_taken_out: Vec<Vote>,
+    /// What is found afterwards; `None` where the node has to fetch the ledger first.
+    pub report: Option<Report>,
+}
+
+/// Carries a plan out. What was there before is kept as a copy.
+pub fn repair(
+    data_dir: &Path,
+    cache_bytes: u64,
+    plan: &Plan,
+    options: VerifyOptions<'_>,
+) -> Result<Repaired, DatabaseError> {
+    if plan.has(Remedy::Resync) {
+        let kept = set_aside(data_dir)?;
+        // Without a database and without the word that this is a first start, the node makes
+        // one behind the fence. With the genesis at hand that is done here.
+        let report = match options.genesis {
+            Some(genesis) => {
+                let public_key = owner_of(&kept, cache_bytes);
+                match public_key {
+                    Some(public_key) => {
+                        drop(Database::open(data_dir, Owner { genesis, public_key, first_start: false }, cache_bytes)?);
+                        Some(verify_data_dir(data_dir, cache_bytes, options)?)
+                    }
+                    None => None,
+                }
+            }
+            None => None,
+        };
+        return Ok(Repaired { kept, fenced: None, votes_taken_out: Vec::new(), report });
+    }
+    let kept = free_name(data_dir, "before-repair");
+    copy_files(data_dir, &kept)?;
+    let mut database = Database::open_offline(data_dir, cache_bytes)?;
+    if plan.has(Remedy::Rebuild) {
+        rebuild(&mut database)?;
+    }
+    let (mut fenced, mut votes_taken_out) = (None, Vec::new());
+    if plan.has(Remedy::Fence) {
+        suspend(&mut database)?;
+        votes_taken_out = settle_flight(&mut database)?;
+        restart_log(&mut database)?;
+        // What is in flight is read again from the rows that were written.
+        drop(database);
+        database = Database::open_offline(data_dir, cache_bytes)?;
+        fenced = put_behind_fence(&mut database)?;
+    }
+    drop(database);
+    let report = Some(verify_data_dir(data_dir, cache_bytes, options)?);
+    Ok(Repaired { kept, fenced, votes_taken_out, report })
+}
+
+/// Whose database it was, if that can still be read.
+#[expect(clippy::option_option, reason = "it cannot be read; it is an observer's; it is a member's")]
+fn owner_of(kept: &Path, cache_bytes: u64) -> Option<Option<crate::types::PublicKey>> {
+    let database = Database::open_offline(kept, cache_bytes).ok()?;
+    Some(database.reader().network().public_key)
+}
+
+/// A name in the data directory that is not taken.
+pub(super) fn free_name(data_dir: &Path, name: &str) -> PathBuf {
+    (1..).map(|n: u64| data_dir.join(format!("{name}-{n}"))).find(|path| !path.exists()).unwrap_or_default()
+}
+
+/// Moves sled's files and the guard out of the way, in one step that is durable.
+pub(super) fn set_aside(data_dir: &Path) -> Result<PathBuf, DatabaseError> {
+    let kept = free_name(data_dir, "set-aside");
+    let moved = || {
+        std::fs::create_dir_all(&kept)?;
+        // The guard goes first: a database without its guard is a mismatch and does not vote.
+        for name in [Guard::FILE_NAME, DATABASE_DIR] {
+            match std::fs::rename(data_dir.join(name), kept.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    moved().map_err(DatabaseError::io("setting the database aside"))?;
+    sync_directory(&kept)?;
+    sync_directory(data_dir)?;
+    debug_assert!(!is_there(data_dir), "nothing is left behind");
+    Ok(kept)
+}
+
+/// Makes the derived rows what the others say.
+fn rebuild(database: &mut Database) -> Result<(), DatabaseError> {
+    let reader = database.reader();
+    let mut rows = Vec::new();
+    for row in reader.tree(TreeId::Addresses).iter() {
+        let (key, _) = row?;
+        let place = key.get(crate::types::Address::PAYLOAD_LEN..).and_then(super::schema::parse_outpoint_key);
+        let utxo = match place {
+            Some(outpoint) => reader.utxo(&outpoint)?.filter(|utxo| utxo.state.is_live()),
+            None => None,
+        };
+        let right = utxo.is_some_and(|utxo| key.starts_with(utxo.output.address.payload()));
+        if !right {
+            rows.push(RowChange { tree: TreeId::Addresses, key: key.to_vec(), value: None });
+        }
+        write_full(database, &mut rows, ROWS_AT_ONCE)?;
+    }
+    for row in reader.tree(TreeId::Utxos).iter() {
+        let (key, value) = row?;
+        let utxo: crate::consensus::Utxo = super::codec::decode(TreeId::Utxos, &value)?;
+        if let Some(outpoint) = super::schema::parse_outpoint_key(&key).filter(|_| utxo.state.is_live()) {
+            let key = address_key(&utxo.output.address, &outpoint);
+            if reader.tree(TreeId::Addresses).get(key)?.is_none() {
+                rows.push(RowChange { tree: TreeId::Addresses, key: key.to_vec(), value: Some(Vec::new()) });
+            }
+        }
+        write_full(database, &mut rows, ROWS_AT_ONCE)?;
+    }
+    sweep_subscriptions(&reader, &mut rows)?;
+    write_full(database, &mut rows, 1)
+}
+
+/// Subscriptions that cannot be read, or stand under another name: their wallets subscribe
+/// anew.
+fn sweep_subscriptions(reader: &Reader, rows: &mut Vec<RowChange>) -> Result<(), DatabaseError> {
+    let tree = reader.tree(TreeId::Subscriptions);
+    for row in tree.iter() {
+        let (key, _) = row?;
+        let base = key.len().checked_sub(2).map_or(&key[..], |end| &key[..end]);
+        let stored = get_record::<Subscription>(tree, TreeId::Subscriptions, base).ok().flatten();
+        let right = stored.is_some_and(|stored| SubscriptionKey::of(&stored.subscriber_id).as_bytes() == base);
+        if !right {
+            rows.push(RowChange { tree: TreeId::Subscriptions, key: key.to_vec(), value: None });
+        }
+    }
+    Ok(())
+}
+
+/// Commits rows once there are so many.
+fn write_full(database: &mut Database, rows: &mut Vec<RowChange>, at: usize) -> Result<(), DatabaseError> {
+    if rows.len() < at {
+        return Ok(());
+    }
+    let batch = CommitBatch { maintenance: Maintenance::of(std::mem::take(rows)), ..CommitBatch::default() };
+    database.commit(batch, ()).map(super::Durable::into_inner)
+}
