@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::agreement::{Agreement, AgreementFault, AgreementRecord, ConsensusMessage};
-use super::chain::Verdict;
+use super::chain::{Verdict, Wanted};
 use super::committee::MemberIndex;
 use super::event::{Action, Fault, Suspension};
 use super::machine::{Machine, Step};
 use super::view::View;
 use crate::limits::{ASK_EVERYBODY_AFTER_MS, LOOK_FOR_CONTENT_MS, SYNC_POLL_MS};
-use crate::types::{BlockHash, Height, Txid};
+use crate::types::{BlockHash, Height};
 
 /// What is lacking for verdicts on proposed blocks.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub(super) struct Lacking(BTreeMap<BlockHash, Errand>);
 /// put forward what nobody has.
 #[derive(Debug)]
 struct Errand {
-    txids: Vec<Txid>,
+    entries: Vec<Wanted>,
     again_ms: u64,
     tries: u32,
 }
@@ -150,7 +150,7 @@ impl Machine {
     /// The open height is over: what was only wanted for its proposals is wanted no more.
     pub(super) fn forget_lacking(&mut self) {
         for errand in std::mem::take(&mut self.lacking).0.into_values() {
-            for txid in errand.txids {
+            for Wanted { txid, .. } in errand.entries {
                 let named = self.evidence.values().any(|named| *named == txid);
                 if !named && self.pending.get(&txid).is_some_and(|pending| !pending.matters()) {
                     self.pending.remove(&txid);
@@ -171,8 +171,8 @@ impl Machine {
                     tracing::warn!(height = block.height, %hash, %fault, "refused a block");
                     false
                 }
-                Verdict::Lacking(txids) => {
-                    self.ask_for_lacking(step, hash, txids, self.committee.index_of(&proposer));
+                Verdict::Lacking(entries) => {
+                    self.ask_for_lacking(step, hash, entries, self.committee.index_of(&proposer));
                     continue;
                 }
             };
@@ -182,15 +182,12 @@ impl Machine {
         }
     }
 
-    /// A block that lacked something is looked at again when all of it may be here.
+    /// A block that lacked something is looked at again when all of it is here, and when it
+    /// is time to ask again. Whatever else comes must not be a reason: an answer without
+    /// what was asked for would be the next question at once.
     fn may_be_judged<V: View>(&self, step: &Step<'_, V>, hash: &BlockHash) -> bool {
         let Some(errand) = self.lacking.0.get(hash) else { return true };
-        let due = step.now.ms >= errand.again_ms;
-        due || errand.txids.iter().all(|txid| {
-            let pending = self.pending.get(txid);
-            self.chain.unconfirmed.contains(txid)
-                || pending.is_some_and(|p| p.transaction.is_some() && p.has_certificate())
-        })
+        step.now.ms >= errand.again_ms || !errand.entries.iter().any(|entry| self.lacks(step, entry))
     }
 
     /// The proposer is asked first, then everybody.
@@ -198,17 +195,17 @@ impl Machine {
         &mut self,
         step: &mut Step<'_, V>,
         hash: BlockHash,
-        txids: Vec<Txid>,
+        entries: Vec<Wanted>,
         proposer: Option<MemberIndex>,
     ) {
         let tries = self.lacking.0.get(&hash).map_or(0, |errand| errand.tries + 1);
-        for txid in &txids {
+        for Wanted { txid, .. } in &entries {
             // The place says that the body is wanted, whatever its inputs are like.
             self.pending.entry(*txid);
             let to = proposer.filter(|proposer| tries == 0 && Some(*proposer) != self.own);
             step.act(Action::Request { to, txid: *txid });
         }
         let again_ms = step.now.ms + (ASK_EVERYBODY_AFTER_MS << tries.min(5));
-        self.lacking.0.insert(hash, Errand { txids, again_ms, tries });
+        self.lacking.0.insert(hash, Errand { entries, again_ms, tries });
     }
 }

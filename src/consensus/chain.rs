@@ -158,7 +158,15 @@ pub(super) enum Verdict {
     Valid,
     Invalid(BlockFault),
     /// Bodies or certificates of these have to be fetched first.
-    Lacking(Vec<Txid>),
+    Lacking(Vec<Wanted>),
+}
+
+/// An entry of a proposed block whose body, or whose proof for its list, is not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) txid: Txid,
+    /// Whether the block aborts it.
+    pub(super) abort: bool,
 }
 
 /// A walk through a block's entries: what they have spent and created so far.
@@ -238,7 +246,7 @@ impl Machine {
         }
     }
 
-    fn examine<V: View>(&self, step: &Step<'_, V>, block: &Block) -> Result<Vec<Txid>, BlockFault> {
+    fn examine<V: View>(&self, step: &Step<'_, V>, block: &Block) -> Result<Vec<Wanted>, BlockFault> {
         let tip = &self.chain.tip;
         if block.height != tip.height + 1 || block.previous_hash != tip.hash {
             return Err(BlockFault::NotNext);
@@ -259,14 +267,14 @@ impl Machine {
         if block.state_digest != tip.digest.digest() {
             return Err(BlockFault::StateDigest);
         }
-        let view = step.view();
         // What is missing is found first: a child of a missing parent is not at fault.
-        let lacks = |txid: &Txid, abort: bool| matches!(self.entry(&view, txid, abort), Err(Obstacle::Lacking));
-        let mut lacking: Vec<Txid> = block.transactions.iter().filter(|txid| lacks(txid, false)).copied().collect();
-        lacking.extend(block.aborts.iter().filter(|txid| lacks(txid, true)));
+        let wanted = |abort| move |txid: &Txid| Wanted { txid: *txid, abort };
+        let entries = block.transactions.iter().map(wanted(false)).chain(block.aborts.iter().map(wanted(true)));
+        let lacking: Vec<Wanted> = entries.filter(|entry| self.lacks(step, entry)).collect();
         if !lacking.is_empty() {
             return Ok(lacking);
         }
+        let view = step.view();
         let mut walk = Walk::default();
         let fault = |obstacle| match obstacle {
             Obstacle::Fault(fault) => fault,
@@ -279,6 +287,11 @@ impl Machine {
             self.include_abort(&view, &mut walk, txid).map_err(fault)?;
         }
         Ok(Vec::new())
+    }
+
+    /// Whether an entry's body, or what proves it for its list, is not here.
+    pub(super) fn lacks<V: View>(&self, step: &Step<'_, V>, Wanted { txid, abort }: &Wanted) -> bool {
+        matches!(self.entry(&step.view(), txid, *abort), Err(Obstacle::Lacking))
     }
 
     /// The body of a possible entry, if what proves it is here too.

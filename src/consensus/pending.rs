@@ -99,10 +99,6 @@ impl Pending {
         }
     }
 
-    pub(super) fn has_certificate(&self) -> bool {
-        VoteKind::ALL.into_iter().any(|kind| self.certificate(kind).is_some())
-    }
-
     pub(super) fn certificate(&self, kind: VoteKind) -> Option<&Arc<Certificate>> {
         self.certificates.of(kind).as_ref()
     }
