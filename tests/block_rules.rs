@@ -123,3 +123,28 @@ fn what_a_block_lacks_is_asked_for_now_and_then() {
     member.now_ms += 1_000;
     assert_eq!(requests(&member.hear(Event::Tick), txid), 1, "now everybody is asked");
 }
+
+/// B contradicts A and C, which do not contradict each other. The chain settles A, which
+/// kills B, and aborts C: its owner is told that it was B that contradicted it, although B
+/// is gone by then.
+#[test]
+fn the_dead_are_told_what_they_contradicted() {
+    let mut member = Member::new();
+    let setting = Arc::clone(&member.setting);
+    let spend = |wallets: &[u32], nonce| {
+        let inputs: Vec<_> = wallets.iter().map(|wallet| (setting.coin(*wallet), *wallet)).collect();
+        setting.pay(&inputs, &[(COIN, wallets[0])], nonce)
+    };
+    let [a, b, c] = [spend(&[0, 1], 1), spend(&[1, 2], 2), spend(&[2, 3], 3)];
+    member.hear_transaction(&a, Source::Member(setting.member(1)));
+    member.hear_transaction(&b, Source::Member(setting.member(2)));
+    member.hear_transaction(&c, Source::Member(setting.member(3)));
+    let block = member.block(vec![a.txid()], vec![c.txid()]);
+    let block_hash = block.hash(&setting.genesis.hash());
+    let certificate = CommitVote { height: 1, round: 0, block_hash, votes: Vec::new() };
+    let blocks = vec![Arc::new(DecidedBlock { block, certificate })];
+    let from = setting.member(1);
+    let (changes, _) = member.decide(|machine, step| machine.handle(step, Event::Blocks { from, blocks }));
+    assert_eq!(changes.blocks.len(), 1, "it is executed");
+    assert_eq!(changes.dead[&c.txid()].by, Some(b.txid()));
+}

@@ -35,9 +35,9 @@ impl Machine {
             self.forget_evidence(replaced.filter(|old| *old != txid));
         }
         self.bound_evidence(member);
-        self.contradict(txid, step.now.ms);
         for rival in rivals {
-            self.contradict(rival, step.now.ms);
+            self.contradict(txid, rival, step.now.ms);
+            self.contradict(rival, txid, step.now.ms);
         }
     }
 
@@ -77,8 +77,9 @@ impl Machine {
     }
 
     /// A conflict of `txid` is known: after a while this member votes on it.
-    pub(super) fn contradict(&mut self, txid: Txid, now_ms: u64) {
+    pub(super) fn contradict(&mut self, txid: Txid, by: Txid, now_ms: u64) {
         let Some(pending) = self.pending.get_mut(&txid) else { return };
+        pending.contradicted_by.get_or_insert(by);
         if !std::mem::replace(&mut pending.contradicted, true) {
             self.timers.insert((now_ms + CONFLICT_WAIT_MS, Timer::Conflict, txid));
         }

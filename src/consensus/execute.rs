@@ -46,8 +46,9 @@ impl Machine {
         }
         // Who contradicts whom is asked before the first of them is gone.
         let named = |txid: &Txid| {
-            let transaction = self.pending.get(txid)?.transaction.clone()?;
-            self.pending.rivals(&transaction).into_iter().next()
+            let pending = self.pending.get(txid)?;
+            let rivals = self.pending.rivals(pending.transaction.as_ref()?);
+            rivals.into_iter().next().or(pending.contradicted_by)
         };
         let aborts: Vec<(Txid, Option<Txid>)> = block.aborts.iter().map(|txid| (*txid, named(txid))).collect();
         for (txid, by) in aborts {

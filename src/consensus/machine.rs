@@ -188,14 +188,13 @@ impl Machine {
             }
             self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
         }
-        let contradicted: Vec<Txid> = self
-            .pending
-            .iter()
-            .filter(|(_, p)| p.transaction.as_ref().is_some_and(|t| !self.pending.rivals(t).is_empty()))
-            .map(|(txid, _)| *txid)
-            .collect();
-        for txid in contradicted {
-            self.contradict(txid, now.ms);
+        let rival = |pending: &super::pending::Pending| {
+            let rivals = self.pending.rivals(pending.transaction.as_ref()?);
+            rivals.into_iter().next()
+        };
+        let contradicted = self.pending.iter().filter_map(|(txid, pending)| Some((*txid, rival(pending)?)));
+        for (txid, by) in contradicted.collect::<Vec<_>>() {
+            self.contradict(txid, by, now.ms);
         }
         // What it holds a certificate for may have been one step short of acting on it.
         self.ready.extend(self.pending.iter().map(|(txid, _)| *txid));
@@ -431,11 +430,9 @@ impl Machine {
             self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
         }
         // Evidence against it may have come before it.
-        let rivals = self.contradicting(step, transaction);
-        if !rivals.is_empty() {
-            for each in rivals.into_iter().chain([txid]) {
-                self.contradict(each, now.ms);
-            }
+        for rival in self.contradicting(step, transaction) {
+            self.contradict(txid, rival, now.ms);
+            self.contradict(rival, txid, now.ms);
         }
         step.act(Action::Broadcast(Arc::clone(transaction)));
         if let Some(progress) = self.progress(&txid) {

@@ -87,6 +87,8 @@ pub(super) struct Pending {
     pub(super) certificates: PerKind<Option<Arc<Certificate>>>,
     /// Whether a conflict is known and its timer runs or has run.
     pub(super) contradicted: bool,
+    /// What contradicted it first; it may be gone by now.
+    pub(super) contradicted_by: Option<Txid>,
     /// Since when it is in flight.
     pub(super) since_ms: u64,
 }
