@@ -148,3 +148,20 @@ fn the_dead_are_told_what_they_contradicted() {
     assert_eq!(changes.blocks.len(), 1, "it is executed");
     assert_eq!(changes.dead[&c.txid()].by, Some(b.txid()));
 }
+
+/// A liar votes on a transaction whose coin the chain has spent. Nothing of it stays: it
+/// would be in flight for ever, and one of those that make the node too busy for wallets.
+#[test]
+fn what_the_chain_has_made_impossible_is_not_in_flight() {
+    let mut member = Member::new();
+    let late = member.pay(0, 1);
+    let coin = member.setting.coin(0);
+    let by = Txid::from_bytes([1; 32]);
+    let state = UTXOState::Confirmed { txid: by, block_height: 1, confirmed_at: 0 };
+    member.store.utxos.get_mut(&coin).unwrap().state = state;
+    let votes = vec![Vote { kind: VoteKind::Approve, txid: late.txid() }];
+    member.hear(Event::Votes(member.setting.batch(3, votes)));
+    assert_eq!(member.machine.known(), 1, "its body may be anything");
+    member.hear_transaction(&late, Source::Answer);
+    assert_eq!((member.machine.in_flight(), member.machine.known()), (0, 0));
+}

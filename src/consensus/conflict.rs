@@ -13,7 +13,7 @@ use super::verified::Verified;
 use super::view::View;
 use super::vote::{MemberBatch, Vote, VoteKind};
 use crate::limits::{CONFLICT_WAIT_MS, MAX_EVIDENCE_PER_MEMBER};
-use crate::types::{Transaction, Txid};
+use crate::types::{Transaction, Txid, UTXOState};
 
 impl Machine {
     /// A member has locked `transaction`, which meets a lock of another one here. If it is
@@ -57,6 +57,20 @@ impl Machine {
         let Some(txid) = txid else { return };
         let named = self.evidence.values().any(|other| *other == txid);
         if !named && self.pending.get(&txid).is_some_and(|p| !p.matters()) {
+            self.pending.remove(&txid);
+        }
+    }
+
+    /// Forgets a transaction of which the chain has spent an input and which this member has
+    /// never written down: it can be in no block any more, neither to be settled nor to be
+    /// aborted. A liar's votes on it would keep it here for ever.
+    pub(super) fn forget_hopeless<V: View>(&mut self, step: &Step<'_, V>, transaction: &Transaction) {
+        let txid = transaction.txid();
+        let view = step.view();
+        let in_chain = |state| matches!(state, UTXOState::Confirmed { txid: by, .. } if by != txid);
+        let mut inputs = transaction.spends().filter_map(|outpoint| view.utxo(&outpoint));
+        let hopeless = inputs.any(|utxo| in_chain(utxo.state));
+        if hopeless && self.pending.get(&txid).is_some_and(|p| !p.recorded && !p.has_own_vote()) {
             self.pending.remove(&txid);
         }
     }

@@ -363,6 +363,9 @@ impl Machine {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());
+        if verdict.is_err() {
+            self.forget_hopeless(step, &transaction);
+        }
         // Votes or a certificate came before the body: it is needed whatever the verdict.
         if self.pending.get(&txid).is_some_and(|p| p.transaction.is_none()) {
             self.pending.attach(&transaction);
