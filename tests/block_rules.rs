@@ -2,101 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
 
-#[path = "support/core_net.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod core_net;
+#[path = "support/core_member.rs"]
+mod core_member;
 
 use std::sync::Arc;
 
-use core_net::{COIN, MIN_FEE, Setting, Store};
-use time_masternode::consensus::{
-    Action, Ballot, ChainTip, Changes, ConsensusMessage, Event, Machine, Now, Proposal, Source, Step, Vote, VoteKind,
-};
-use time_masternode::types::{
-    Block, BlockHash, CommitVote, DecidedBlock, Transaction, Txid, UTXOState, proposal_message,
-};
-
-/// The member whose turn it is at height 1.
-const PROPOSER: usize = 1;
-
-/// A member and its database.
-struct Member {
-    setting: Arc<Setting>,
-    machine: Machine,
-    store: Store,
-    now_ms: u64,
-}
-
-impl Member {
-    fn new() -> Self {
-        let setting = Setting::of(4);
-        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(setting.member(0)));
-        machine.follow_from(ChainTip::of_genesis(&setting.genesis), Vec::new(), 1_000);
-        let mut member = Self { store: Store::new(&setting), setting, machine, now_ms: 10_000 };
-        let ballot = Ballot { key: member.setting.keys[0].clone(), log: Vec::new() };
-        member.step(|machine, step| machine.take_part(step, ballot));
-        member
-    }
-
-    /// One batch of the ledger: decide, commit, let out.
-    fn step(&mut self, run: impl FnOnce(&mut Machine, &mut Step<'_, Store>)) -> Vec<Action> {
-        let (changes, actions) = self.decide(run);
-        self.store.apply(&changes);
-        actions
-    }
-
-    fn decide(&mut self, run: impl FnOnce(&mut Machine, &mut Step<'_, Store>)) -> (Changes, Vec<Action>) {
-        let now = Now { ms: self.now_ms, unix: 1_800_000_000, unix_ms: 1_800_000_000_000 + self.now_ms };
-        let mut step = Step::new(now, &self.store);
-        run(&mut self.machine, &mut step);
-        self.machine.advance(&mut step);
-        assert_eq!(step.fault, None);
-        (step.changes, step.actions)
-    }
-
-    fn hear(&mut self, event: Event) -> Vec<Action> {
-        self.step(|machine, step| machine.handle(step, event))
-    }
-
-    fn pay(&self, wallet: u32, nonce: i64) -> Arc<Transaction> {
-        self.setting.pay(&[(self.setting.coin(wallet), wallet)], &[(COIN - MIN_FEE, wallet)], nonce)
-    }
-
-    fn hear_transaction(&mut self, transaction: &Transaction, source: Source) -> Vec<Action> {
-        let transaction = self.setting.signed(transaction);
-        self.hear(Event::Transaction { transaction, source })
-    }
-
-    fn hear_certificate(&mut self, kind: VoteKind, txid: Txid) -> Vec<Action> {
-        let certificate = self.setting.certificate(kind, txid, &[1, 2, 3]);
-        self.hear(Event::Certificate(self.setting.verified(&certificate)))
-    }
-
-    /// The first block, of these.
-    fn block(&self, transactions: Vec<Txid>, aborts: Vec<Txid>) -> Block {
-        let genesis = &self.setting.genesis;
-        Block {
-            height: 1,
-            previous_hash: BlockHash::from_bytes(*genesis.hash().as_bytes()),
-            timestamp_ms: 1_800_000_000_000,
-            proposer: self.setting.keys[PROPOSER].public_key(),
-            state_digest: ChainTip::of_genesis(genesis).digest.digest(),
-            transactions,
-            aborts,
-        }
-    }
-
-    /// The proposer of height 1 puts it forward.
-    fn hear_block(&mut self, block: Block) -> Vec<Action> {
-        let (genesis, key) = (&self.setting.genesis, &self.setting.keys[PROPOSER]);
-        let hash = block.hash(&genesis.hash());
-        let signature = key.sign(&proposal_message(&genesis.hash(), 1, 0, &hash, -1));
-        let (block, proposer) = (Arc::new(block), key.public_key());
-        let proposal = Proposal { height: 1, round: 0, block, valid_round: -1, proposer, signature };
-        let message = Arc::new(ConsensusMessage::Proposal(proposal));
-        self.hear(Event::Consensus { from: self.setting.member(PROPOSER), message })
-    }
-}
+use core_member::Member;
+use core_member::core_net::COIN;
+use time_masternode::consensus::{Action, Event, Source, Vote, VoteKind};
+use time_masternode::types::{Txid, UTXOState};
 
 fn requests(actions: &[Action], wanted: Txid) -> usize {
     actions.iter().filter(|action| matches!(action, Action::Request { txid, .. } if *txid == wanted)).count()
@@ -140,11 +54,7 @@ fn the_dead_are_told_what_they_contradicted() {
     member.hear_transaction(&b, Source::Member(setting.member(2)));
     member.hear_transaction(&c, Source::Member(setting.member(3)));
     let block = member.block(vec![a.txid()], vec![c.txid()]);
-    let block_hash = block.hash(&setting.genesis.hash());
-    let certificate = CommitVote { height: 1, round: 0, block_hash, votes: Vec::new() };
-    let blocks = vec![Arc::new(DecidedBlock { block, certificate })];
-    let from = setting.member(1);
-    let (changes, _) = member.decide(|machine, step| machine.handle(step, Event::Blocks { from, blocks }));
+    let (changes, _) = member.hear_decided(block);
     assert_eq!(changes.blocks.len(), 1, "it is executed");
     assert_eq!(changes.dead[&c.txid()].by, Some(b.txid()));
 }

@@ -1228,19 +1228,19 @@ fn the_room_for_children_is_bounded() {
     assert!(solo.wallet(&child).reply().is_none());
 }
 
-/// A liar that gives the bodies too, each of them a theft: they are kept for the sake of
-/// its votes, and that is bounded as the votes are.
+/// A liar that gives the bodies too, each of which spends more than there is: they are kept
+/// for the sake of its votes, and that is bounded as the votes are.
 #[test]
 fn bodies_that_only_a_liar_votes_for_are_bounded_too() {
     let mut solo = Solo::new(4);
     let coin = solo.setting.coin(0);
     for from in (1..=MAX_UNKNOWN_PER_MEMBER as u64 + 128).step_by(128) {
-        let thefts: Vec<_> =
-            (from..from + 128).map(|amount| solo.setting.pay(&[(coin, 1)], &[(amount, 1)], 0)).collect();
-        let votes: Vec<_> = thefts.iter().map(|theft| approve(theft.txid())).collect();
+        let excesses: Vec<_> =
+            (from..from + 128).map(|more| solo.setting.pay(&[(coin, 0)], &[(COIN + more, 0)], 0)).collect();
+        let votes: Vec<_> = excesses.iter().map(|excess| approve(excess.txid())).collect();
         solo.votes(1, &votes);
-        for theft in &thefts {
-            assert!(!solo.answer(theft).changed);
+        for excess in &excesses {
+            assert!(!solo.answer(excess).changed);
         }
     }
     assert_eq!(solo.machine.in_flight(), MAX_UNKNOWN_PER_MEMBER);
@@ -1271,7 +1271,9 @@ fn a_proof_that_only_a_dishonest_quorum_can_make_stops_the_node() {
     let conflicting = Fault::ConflictingFinality { txid: second.txid(), outpoint, by: first.txid() };
     assert_eq!(proof(&mut solo, &second), (Some(conflicting), true));
     let mut solo = Solo::new(4);
-    let theft = solo.setting.pay(&[(solo.setting.coin(0), 1)], &[(1, 1)], 0);
-    let invalid = Fault::InvalidFinality { txid: theft.txid(), rejection: Rejection::WrongOwner(0) };
-    assert_eq!(proof(&mut solo, &theft), (Some(invalid), true));
+    let excess = solo.payment(0, COIN + 1);
+    let amount = |units| Amount::from_units(units).unwrap();
+    let rejection = Rejection::InsufficientFunds { inputs: amount(COIN), outputs: amount(COIN + 1) };
+    let invalid = Fault::InvalidFinality { txid: excess.txid(), rejection };
+    assert_eq!(proof(&mut solo, &excess), (Some(invalid), true));
 }

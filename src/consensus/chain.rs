@@ -304,7 +304,7 @@ impl Machine {
             };
         }
         let pending = self.pending.get(txid);
-        let known = pending.and_then(|pending| pending.transaction.clone());
+        let known = self.own_body(view, txid);
         if known.is_none() {
             if view.is_settled(txid) {
                 return Err(Obstacle::Fault(BlockFault::InChain(*txid)));

@@ -76,8 +76,8 @@ impl Machine {
     }
 
     /// The rivals of `transaction` that contradict it: what this member wrote down, and
-    /// what is valid but for its rivals. The body of a theft may be here too, for the sake
-    /// of the votes on it, and contradicts nobody.
+    /// what is valid but for its rivals. A body that breaks a rule may be here too, for the
+    /// sake of the votes on it, and contradicts nobody.
     pub(super) fn contradicting<V: View>(&self, step: &Step<'_, V>, transaction: &Transaction) -> BTreeSet<Txid> {
         let ledger = WithoutLocks(step.view());
         let counts = |rival: &Txid| {

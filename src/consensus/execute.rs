@@ -72,9 +72,9 @@ impl Machine {
 
     /// The body of a block's transaction: of the ledger, in flight, or fetched for it.
     pub(super) fn body_for_block<V: View>(&self, step: &Step<'_, V>, txid: &Txid) -> Option<Arc<Transaction>> {
-        let in_flight = || self.pending.get(txid).and_then(|pending| pending.transaction.clone());
-        let fetched = || self.follow.body(txid);
-        in_flight().or_else(fetched).or_else(|| step.view().body(txid))
+        let view = step.view();
+        let fetched = || self.follow.body(txid).filter(|body| !self.is_foreign(&view, body));
+        self.own_body(&view, txid).or_else(fetched).or_else(|| view.body(txid))
     }
 
     /// The transaction is in the chain now.
@@ -141,8 +141,8 @@ impl Machine {
         let dead = Dead { by, height: execution.height };
         self.evidence.retain(|_, named| *named != txid);
         for waiting in self.room.leave(&txid).into_iter().chain(self.room.leave_with(&txid)) {
-            let child = waiting.transaction.txid();
-            for source in waiting.sources {
+            for (source, copy) in waiting.copies {
+                let child = copy.txid();
                 let missing = OutPoint { txid, vout: 0 };
                 let rejection =
                     if child == txid { Rejection::Aborted { by } } else { Rejection::UnknownInput(missing) };

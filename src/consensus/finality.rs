@@ -38,6 +38,9 @@ impl Machine {
             Inputs::Missing(parent) => return self.await_parent(step, txid, parent),
             Inputs::Spent { .. } => return,
         }
+        if self.throw_away_foreign(step, &transaction) {
+            return;
+        }
         let committed_to_rival = self
             .pending
             .rivals(&transaction)
@@ -72,6 +75,9 @@ impl Machine {
                 step.fail(Fault::ConflictingFinality { txid, outpoint, by });
                 return false;
             }
+        }
+        if self.throw_away_foreign(step, &transaction) {
+            return false;
         }
         // An honest member is in the quorum, so the rules hold. If they do not, more than
         // a third lies, and applying it would create money.
@@ -119,8 +125,8 @@ impl Machine {
         }
         step.changes.finalized.insert(txid, finalized);
         // If it waited for a parent itself, those who sent it get their answer now.
-        for source in self.room.leave(&txid).into_iter().flat_map(|waiting| waiting.sources) {
-            self.receive(step, Arc::clone(&transaction), source);
+        for (source, copy) in self.room.leave(&txid).into_iter().flat_map(|waiting| waiting.copies) {
+            self.receive(step, copy, source);
         }
         self.release_children(step, &txid);
     }
@@ -131,8 +137,8 @@ impl Machine {
             self.ready(child);
         }
         for waiting in self.room.leave_with(parent) {
-            for source in waiting.sources {
-                self.receive(step, Arc::clone(&waiting.transaction), source);
+            for (source, copy) in waiting.copies {
+                self.receive(step, copy, source);
             }
         }
     }
@@ -157,8 +163,9 @@ impl Machine {
 
     /// A certificate is here and the body is not in its place: it may wait for its parent
     /// in the room, or it has to be asked for.
-    fn find_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
-        match self.room.body(&txid) {
+    pub(super) fn find_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
+        let body = self.room.copies(&txid).find(|copy| !self.is_foreign(&step.view(), copy)).cloned();
+        match body {
             Some(transaction) => {
                 self.pending.attach(&transaction);
                 self.ready(txid);

@@ -56,19 +56,25 @@ impl Follow {
         self.outstanding.remove(txid);
     }
 
-    /// Takes a body that a queued block needs; `false` if none does.
-    pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>) -> bool {
-        let txid = transaction.txid();
-        let Some(place) = self.bodies.get_mut(&txid) else { return false };
-        self.outstanding.remove(&txid);
-        *place = Some(Arc::clone(transaction));
-        true
+    /// Whether a queued block needs this body.
+    pub(super) fn wants(&self, txid: &Txid) -> bool {
+        self.bodies.contains_key(txid)
     }
 
-    /// A body is wanted; asking for it comes by itself.
+    /// Takes a body that a queued block needs. Of two copies the first one stays: whose keys
+    /// are right is seen when the parents are here.
+    pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>) {
+        let txid = transaction.txid();
+        self.outstanding.remove(&txid);
+        if let Some(place) = self.bodies.get_mut(&txid) {
+            place.get_or_insert_with(|| Arc::clone(transaction));
+        }
+    }
+
+    /// A body is wanted, or a better one; asking for it comes by itself.
     fn want(&mut self, txid: Txid) {
-        if let std::collections::btree_map::Entry::Vacant(place) = self.bodies.entry(txid) {
-            place.insert(None);
+        // Where there is an empty place it is asked for already.
+        if self.bodies.insert(txid, None) != Some(None) {
             self.to_ask.push_back(txid);
         }
     }
@@ -255,6 +261,14 @@ impl Machine {
             let missing: Vec<Txid> = missing.copied().collect();
             if !missing.is_empty() {
                 missing.into_iter().for_each(|txid| self.follow.want(txid));
+                break;
+            }
+            let is_foreign =
+                |txid: &&Txid| !self.chain.unconfirmed.contains(txid) && self.body_for_block(step, txid).is_none();
+            let foreign: Vec<Txid> = next.block.transactions.iter().filter(is_foreign).copied().collect();
+            if !foreign.is_empty() {
+                tracing::warn!(bodies = foreign.len(), "bodies under keys that own nothing");
+                foreign.into_iter().for_each(|txid| self.follow.want(txid));
                 break;
             }
             if executed > 0 && executed + next.block.transactions.len() > MAX_ENTRIES_PER_COMMIT {

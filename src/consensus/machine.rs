@@ -324,8 +324,8 @@ impl Machine {
     /// A transaction came, from a wallet or a member.
     pub(super) fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        if self.follow.take_body(&transaction) {
-            return;
+        if self.follow.wants(&txid) && !self.is_foreign(&step.view(), &transaction) {
+            return self.follow.take_body(&transaction);
         }
         if let Some(progress) = self.ended(step, &txid) {
             match (source, progress) {
@@ -349,7 +349,7 @@ impl Machine {
             }
             return;
         }
-        match self.room.join(&txid, source) {
+        match self.room.join(&transaction, source) {
             None => self.accept(step, transaction, source),
             Some(true) => {}
             Some(false) => refuse(step, source, txid, Rejection::Busy),
@@ -363,12 +363,17 @@ impl Machine {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());
+        let foreign = verdict.is_err() && self.is_foreign(&step.view(), &transaction);
         if verdict.is_err() {
             self.forget_hopeless(step, &transaction);
         }
         // Votes or a certificate came before the body: it is needed whatever the verdict.
-        if self.pending.get(&txid).is_some_and(|p| p.transaction.is_none()) {
-            self.pending.attach(&transaction);
+        if !foreign && self.pending.get(&txid).is_some() && self.own_body(&step.view(), &txid).is_none() {
+            let pending = self.pending.attach(&transaction);
+            if pending.recorded {
+                let row = InFlight { transaction: Arc::clone(&transaction), locked_at: pending.locked_at };
+                step.changes.in_flight.insert(txid, Some(row));
+            }
             self.ready.push_back(txid);
         }
         match verdict {

@@ -45,6 +45,7 @@ mod fence;
 mod finality;
 mod follow;
 mod machine;
+mod ownership;
 mod pending;
 mod resend;
 mod validate;

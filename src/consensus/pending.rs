@@ -191,10 +191,21 @@ impl PendingTable {
         pending
     }
 
+    /// Takes a pending transaction's body away; what else is known of it stays.
+    pub(super) fn detach(&mut self, txid: &Txid) {
+        let body = self.by_txid.get_mut(txid).and_then(|pending| pending.transaction.take());
+        self.forget_spends(txid, body.as_deref());
+    }
+
     pub(super) fn remove(&mut self, txid: &Txid) -> Option<Pending> {
         let pending = self.by_txid.remove(txid)?;
-        self.bodies -= usize::from(pending.transaction.is_some());
-        for outpoint in pending.transaction.iter().flat_map(|t| t.spends()) {
+        self.forget_spends(txid, pending.transaction.as_deref());
+        Some(pending)
+    }
+
+    fn forget_spends(&mut self, txid: &Txid, body: Option<&Transaction>) {
+        self.bodies -= usize::from(body.is_some());
+        for outpoint in body.into_iter().flat_map(Transaction::spends) {
             if let Some(spenders) = self.spenders.get_mut(&outpoint) {
                 spenders.remove(txid);
                 if spenders.is_empty() {
@@ -202,7 +213,6 @@ impl PendingTable {
                 }
             }
         }
-        Some(pending)
     }
 
     /// The pending transactions that spend an output.

@@ -37,10 +37,11 @@ impl Machine {
 
     fn give_up_waiting<V: View>(&mut self, step: &mut Step<'_, V>, txid: &Txid) {
         let Some(waiting) = self.room.leave(txid) else { return };
-        let missing = waiting.transaction.spends().find(|outpoint| step.view().utxo(outpoint).is_none());
-        let Some(missing) = missing else { return };
-        for source in waiting.sources {
-            refuse(step, source, *txid, Rejection::UnknownInput(missing));
+        for (source, copy) in waiting.copies {
+            let missing = copy.spends().find(|outpoint| step.view().utxo(outpoint).is_none());
+            if let Some(missing) = missing {
+                refuse(step, source, *txid, Rejection::UnknownInput(missing));
+            }
         }
     }
 

@@ -10,9 +10,11 @@ use crate::types::{Transaction, Txid};
 /// A transaction whose parent is not settled here.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) transaction: Arc<Transaction>,
-    /// Everybody who sent it and wants an answer.
-    pub(super) sources: Vec<Source>,
+    /// Everybody who sent it and wants an answer, each with the copy that he sent: nobody
+    /// can tell yet whose keys own what it spends.
+    pub(super) copies: Vec<(Source, Arc<Transaction>)>,
+    /// How many of the copies are different ones.
+    different: usize,
     parent: Txid,
 }
 
@@ -21,45 +23,59 @@ pub(super) struct Waiting {
 pub(super) struct ParentRoom {
     children: BTreeMap<Txid, Waiting>,
     by_parent: BTreeMap<Txid, BTreeSet<Txid>>,
+    /// How many different bodies are kept.
+    bodies: usize,
 }
 
 impl ParentRoom {
-    /// How many sources of one child are remembered.
+    /// How many sources of one child are remembered, beside the members.
     const MAX_SOURCES: usize = 16;
 
     /// Adds a source to a child that waits already; `None` if it does not, `Some(false)` if
     /// no more can wait with it.
-    pub(super) fn join(&mut self, txid: &Txid, source: Source) -> Option<bool> {
-        let waiting = self.children.get_mut(txid)?;
-        if waiting.sources.contains(&source) {
+    pub(super) fn join(&mut self, transaction: &Arc<Transaction>, source: Source) -> Option<bool> {
+        let waiting = self.children.get_mut(&transaction.txid())?;
+        let known = waiting.copies.iter().map(|(_, copy)| copy).find(|copy| **copy == *transaction).cloned();
+        if known.is_some() && waiting.copies.iter().any(|(from, copy)| *from == source && **copy == **transaction) {
             return Some(true);
         }
-        let room = waiting.sources.len() < Self::MAX_SOURCES;
+        let one_of_few = match source {
+            Source::Member(_) => waiting.copies.iter().all(|(from, _)| *from != source),
+            Source::Wallet(_) | Source::Answer => {
+                let others = waiting.copies.iter().filter(|(from, _)| !matches!(from, Source::Member(_)));
+                others.count() < Self::MAX_SOURCES
+            }
+        };
+        let room = one_of_few && (known.is_some() || self.bodies < MAX_WAITING_FOR_PARENTS);
         if room {
-            waiting.sources.push(source);
+            waiting.different += usize::from(known.is_none());
+            self.bodies += usize::from(known.is_none());
+            waiting.copies.push((source, known.unwrap_or_else(|| Arc::clone(transaction))));
         }
         Some(room)
     }
 
     /// Lets a child wait; `false` if the room is full.
     pub(super) fn enter(&mut self, transaction: Arc<Transaction>, source: Source, parent: Txid) -> bool {
-        if self.children.len() >= MAX_WAITING_FOR_PARENTS {
+        if self.bodies >= MAX_WAITING_FOR_PARENTS {
             return false;
         }
         let txid = transaction.txid();
         self.by_parent.entry(parent).or_default().insert(txid);
-        self.children.insert(txid, Waiting { transaction, sources: vec![source], parent });
+        self.bodies += 1;
+        self.children.insert(txid, Waiting { copies: vec![(source, transaction)], different: 1, parent });
         true
     }
 
-    /// The body of a child that waits.
-    pub(super) fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
-        self.children.get(txid).map(|waiting| Arc::clone(&waiting.transaction))
+    /// The copies of a child that waits.
+    pub(super) fn copies(&self, txid: &Txid) -> impl Iterator<Item = &Arc<Transaction>> {
+        self.children.get(txid).into_iter().flat_map(|waiting| &waiting.copies).map(|(_, copy)| copy)
     }
 
     /// Takes one child out.
     pub(super) fn leave(&mut self, txid: &Txid) -> Option<Waiting> {
         let waiting = self.children.remove(txid)?;
+        self.bodies -= waiting.different;
         if let Some(siblings) = self.by_parent.get_mut(&waiting.parent) {
             siblings.remove(txid);
             if siblings.is_empty() {
