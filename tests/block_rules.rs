@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use core_member::Member;
 use core_member::core_net::COIN;
-use time_masternode::consensus::{Action, Event, Source, Vote, VoteKind};
-use time_masternode::types::{Txid, UTXOState};
+use time_masternode::consensus::{Action, Event, MemberIndex, Source, Vote, VoteKind};
+use time_masternode::limits::SYNC_ANSWER_MS;
+use time_masternode::types::{Height, Txid, UTXOState};
 
 fn requests(actions: &[Action], wanted: Txid) -> usize {
     actions.iter().filter(|action| matches!(action, Action::Request { txid, .. } if *txid == wanted)).count()
@@ -36,6 +37,55 @@ fn what_a_block_lacks_is_asked_for_now_and_then() {
     assert_eq!(again, 0, "nothing new has come, and no time has passed");
     member.now_ms += 1_000;
     assert_eq!(requests(&member.hear(Event::Tick), txid), 1, "now everybody is asked");
+}
+
+/// Whom a node asks for blocks.
+fn asked(actions: &[Action]) -> Vec<(MemberIndex, Height)> {
+    let asked = |action: &Action| match action {
+        Action::RequestBlocks { to, from_height } => Some((*to, *from_height)),
+        _ => None,
+    };
+    actions.iter().filter_map(asked).collect()
+}
+
+/// A member claims to have more blocks and answers each question with what does not begin
+/// where it was asked to begin. That is no answer: it is not asked again at once.
+#[test]
+fn the_same_blocks_again_are_no_answer() {
+    let mut member = Member::new();
+    let liar = member.setting.member(3);
+    member.hear(Event::Connected(liar));
+    let first = member.hear(Event::Height { member: liar, height: 1_000 });
+    assert_eq!(asked(&first), [(liar, 1)]);
+    let mut block = member.block(Vec::new(), vec![Txid::from_bytes([1; 32])]);
+    block.height = 7;
+    for _ in 0..100 {
+        let (_, actions) = member.hear_decided_from(liar, block.clone());
+        assert_eq!(asked(&actions), []);
+    }
+    member.now_ms += SYNC_ANSWER_MS;
+    assert_eq!(asked(&member.hear(Event::Tick)), [], "nor is it asked again for a while");
+    let other = member.setting.member(2);
+    member.hear(Event::Connected(other));
+    assert_eq!(asked(&member.hear(Event::Height { member: other, height: 1 })), [(other, 1)]);
+}
+
+/// An observer is not done because one member says that there is nothing more: it may lie.
+#[test]
+fn one_members_word_does_not_end_an_observers_catching_up() {
+    let mut observer = Member::observer();
+    let setting = Arc::clone(&observer.setting);
+    let mut actions = Vec::new();
+    for place in 0..4 {
+        actions.extend(observer.hear(Event::Connected(setting.member(place))));
+    }
+    for said in 1..=2 {
+        let [(from, 1)] = asked(&actions)[..] else { panic!("somebody is asked: {actions:?}") };
+        assert!(observer.machine.is_behind(), "{said} of four");
+        actions = observer.hear(Event::Blocks { from, blocks: Vec::new() });
+    }
+    assert!(!observer.machine.is_behind(), "one of two is honest");
+    assert_eq!(asked(&actions), [], "from now on it asks now and then");
 }
 
 /// B contradicts A and C, which do not contradict each other. The chain settles A, which

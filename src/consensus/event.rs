@@ -59,6 +59,8 @@ pub enum Event {
         /// In order of height.
         blocks: Vec<Arc<DecidedBlock>>,
     },
+    /// A member served blocks under certificates that prove nothing.
+    ForgedBlocks(MemberIndex),
     /// A message about the next block came. Its signature is checked here.
     Consensus {
         /// From whom.

@@ -22,6 +22,8 @@ use crate::types::{DecidedBlock, Height, Transaction, Txid};
 struct Asked {
     member: MemberIndex,
     deadline_ms: u64,
+    /// Where the answer has to begin; 0 for bodies.
+    from_height: Height,
 }
 
 /// What is known of the chain beyond this node's tip.
@@ -36,8 +38,10 @@ pub(super) struct Follow {
     queued_entries: usize,
     asked_blocks: Option<Asked>,
     next_poll_ms: u64,
-    /// Whether somebody has said that there is nothing more.
-    at_the_end: bool,
+    /// Who has said since the last block that there is nothing more.
+    at_the_end: BTreeSet<MemberIndex>,
+    /// Whether so many have said so once that one of them is honest.
+    was_at_the_end: bool,
     /// Bodies that queued blocks need: `None` until they are here.
     bodies: BTreeMap<Txid, Option<Arc<Transaction>>>,
     to_ask: VecDeque<Txid>,
@@ -118,6 +122,17 @@ impl Follow {
         self.distrusted.insert(member, now_ms + SYNC_DISTRUST_MS);
     }
 
+    /// A member says that there is nothing more. An observer is not told heights, so it asks
+    /// on until one of those who say so has to be honest.
+    fn hear_the_end(&mut self, member: MemberIndex, committee: &Committee) {
+        let first = self.at_the_end.insert(member);
+        let weight: u64 = self.at_the_end.iter().map(|member| committee.weight(*member)).sum();
+        self.was_at_the_end |= weight > committee.total_weight() / 3;
+        if first && !self.was_at_the_end {
+            self.next_poll_ms = 0;
+        }
+    }
+
     /// Whose turn it is to be asked, among those who may know more than `height`.
     fn choose(&mut self, above: Option<Height>, now_ms: u64) -> Option<MemberIndex> {
         let knows = |member: &MemberIndex| {
@@ -160,11 +175,17 @@ impl Machine {
         }
     }
 
+    /// A member served blocks under certificates that prove nothing.
+    pub(super) fn catch_forging(&mut self, member: MemberIndex, now_ms: u64) {
+        self.follow.asked_blocks = self.follow.asked_blocks.filter(|asked| asked.member != member);
+        self.follow.distrust(member, now_ms);
+    }
+
     /// Whether there is more of the chain than this node has executed, as far as it knows.
     /// What one liar claims does not count.
     pub fn is_behind(&self) -> bool {
         let follow = &self.follow;
-        let unsure = self.own.is_none() && !follow.at_the_end;
+        let unsure = self.own.is_none() && !follow.was_at_the_end;
         unsure || !follow.queue.is_empty() || follow.sure_goal(&self.committee) > self.chain.tip.height
     }
 
@@ -196,12 +217,16 @@ impl Machine {
         blocks: Vec<Arc<DecidedBlock>>,
     ) {
         let now_ms = step.now.ms;
-        let solicited = self.follow.asked_blocks.is_some_and(|asked| asked.member == from);
+        // What begins elsewhere is no answer, so a member that says the same again and again
+        // is given up like a silent one.
+        let begins = blocks.first().map(|first| first.block.height);
+        let answers = |asked: Asked| asked.member == from && begins.is_none_or(|height| height == asked.from_height);
+        let solicited = self.follow.asked_blocks.is_some_and(answers);
         if solicited {
             self.follow.asked_blocks = None;
             if blocks.is_empty() {
                 // It has no more, whatever it claimed.
-                self.follow.at_the_end = true;
+                self.follow.hear_the_end(from, &self.committee);
                 let end = self.follow.end(self.chain.tip.height);
                 if self.follow.heights.get(&from).is_some_and(|claimed| *claimed > end) {
                     self.follow.distrust(from, now_ms);
@@ -244,6 +269,7 @@ impl Machine {
                 self.follow.want(*txid);
             }
         }
+        self.follow.at_the_end.clear();
         self.follow.queued_entries += decided.block.transactions.len();
         self.follow.queue.push_back(decided);
     }
@@ -322,7 +348,8 @@ impl Machine {
             }
         }
         if !follow.outstanding.is_empty() {
-            follow.asked_bodies = Some(Asked { member, deadline_ms: now_ms + SYNC_ANSWER_MS / 3 });
+            let deadline_ms = now_ms + SYNC_ANSWER_MS / 3;
+            follow.asked_bodies = Some(Asked { member, deadline_ms, from_height: 0 });
         }
     }
 
@@ -349,8 +376,9 @@ impl Machine {
             None
         };
         if let Some(member) = member {
-            follow.asked_blocks = Some(Asked { member, deadline_ms: now_ms + SYNC_ANSWER_MS });
-            step.act(Action::RequestBlocks { to: member, from_height: end + 1 });
+            let (deadline_ms, from_height) = (now_ms + SYNC_ANSWER_MS, end + 1);
+            follow.asked_blocks = Some(Asked { member, deadline_ms, from_height });
+            step.act(Action::RequestBlocks { to: member, from_height });
         }
     }
 }

@@ -301,6 +301,7 @@ impl Machine {
             Event::Votes(batch) => self.count(step, &batch),
             Event::Certificate(certificate) => self.certificate(step, certificate.get().certificate()),
             Event::Blocks { from, blocks } => self.take_blocks(step, from, blocks),
+            Event::ForgedBlocks(member) => self.catch_forging(member, step.now.ms),
             Event::Consensus { from, message } => self.consensus_message(step, from, &message),
             Event::Fence { from, page } => self.take_fence(step, from, &page),
             Event::Height { member, height } => self.hear_height(member, height, step.now.ms),

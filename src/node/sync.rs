@@ -209,6 +209,7 @@ impl UTXOProtocolHandler {
             }
             Err(error) => {
                 let error = ErrorMessage::new(ErrorCode::Malformed, error.to_string());
+                self.ledger.tell(Input::Event(Event::ForgedBlocks(member)));
                 connection.close_with(&error);
                 Err(error)
             }

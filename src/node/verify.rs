@@ -208,9 +208,12 @@ fn check(batch: Vec<Job>, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) -> Re
             Err(value) => {
                 connection.count_bad_signature();
                 match (value, source) {
-                    (Signable::Blocks(_), _) => {
+                    (Signable::Blocks(_), source) => {
                         let error = ErrorMessage::new(ErrorCode::BadSignature, "a block's certificate is forged");
                         connection.close_with(&error);
+                        if let Source::Member(member) = source {
+                            forward(Input::Event(Event::ForgedBlocks(member)), &connection, permit)?;
+                        }
                     }
                     (Signable::Transaction(signed), Source::Wallet(ticket)) => {
                         let transaction = signed.transaction().clone();

@@ -7,7 +7,8 @@ pub mod core_net;
 use std::sync::Arc;
 
 use time_masternode::consensus::{
-    Action, Ballot, ChainTip, Changes, ConsensusMessage, Event, Machine, Now, Proposal, Source, Step, VoteKind,
+    Action, Ballot, ChainTip, Changes, ConsensusMessage, Event, Machine, MemberIndex, Now, Proposal, Source, Step,
+    VoteKind,
 };
 use time_masternode::types::{Block, BlockHash, CommitVote, DecidedBlock, Transaction, Txid, proposal_message};
 
@@ -25,11 +26,22 @@ pub struct Member {
 }
 
 impl Member {
-    pub fn new() -> Self {
+    /// A node that follows the network of four and is no member.
+    pub fn observer() -> Self {
+        Self::at(None)
+    }
+
+    fn at(place: Option<usize>) -> Self {
         let setting = Setting::of(4);
-        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(setting.member(0)));
+        let own = place.map(|place| setting.member(place));
+        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, own);
         machine.follow_from(ChainTip::of_genesis(&setting.genesis), Vec::new(), 1_000);
-        let mut member = Self { store: Store::new(&setting), setting, machine, now_ms: 10_000 };
+        Self { store: Store::new(&setting), setting, machine, now_ms: 10_000 }
+    }
+
+    /// The first of four members.
+    pub fn new() -> Self {
+        let mut member = Self::at(Some(0));
         let ballot = Ballot { key: member.setting.keys[0].clone(), log: Vec::new() };
         member.step(|machine, step| machine.take_part(step, ballot));
         member
@@ -96,10 +108,13 @@ impl Member {
 
     /// The block is decided, and one member says so.
     pub fn hear_decided(&mut self, block: Block) -> (Changes, Vec<Action>) {
+        self.hear_decided_from(self.setting.member(1), block)
+    }
+
+    pub fn hear_decided_from(&mut self, from: MemberIndex, block: Block) -> (Changes, Vec<Action>) {
         let block_hash = block.hash(&self.setting.genesis.hash());
         let certificate = CommitVote { height: block.height, round: 0, block_hash, votes: Vec::new() };
         let blocks = vec![Arc::new(DecidedBlock { block, certificate })];
-        let from = self.setting.member(1);
         self.decide(|machine, step| machine.handle(step, Event::Blocks { from, blocks }))
     }
 }
