@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::event::{Action, Fault, Progress};
+use super::flaw::Flaw;
 use super::machine::{Machine, Step, Timer};
 use super::validate::check_ledger;
 use super::view::{Dead, Finalized, InFlight, Overlay, Settled, Utxo, View};
@@ -29,7 +30,8 @@ impl Machine {
         let Some(transaction) = pending.transaction.clone() else {
             return self.find_body(step, txid);
         };
-        let barred = *pending.own.of(VoteKind::Commit) || *pending.own.of(VoteKind::Abort);
+        let aborted = *pending.own.of(VoteKind::Abort) && !self.has(Flaw::CommitAfterAbort);
+        let barred = *pending.own.of(VoteKind::Commit) || aborted;
         if barred || !self.may_vote_on(step, &transaction) || step.view().is_dead(&txid) {
             return;
         }

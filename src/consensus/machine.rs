@@ -67,6 +67,8 @@ pub struct Machine {
     /// Members that are connected to another instance of this one's key.
     twin_seen_by: BTreeSet<MemberIndex>,
     ready: VecDeque<Txid>,
+    #[cfg(feature = "planted-flaws")]
+    pub(super) flaw: Option<super::flaw::Flaw>,
 }
 
 /// What a timer is for. It only says when to look; whether to act is decided then.
@@ -150,6 +152,8 @@ impl Machine {
             told_blocks: BTreeMap::new(),
             twin_seen_by: BTreeSet::new(),
             ready: VecDeque::new(),
+            #[cfg(feature = "planted-flaws")]
+            flaw: None,
         }
     }
 

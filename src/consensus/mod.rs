@@ -43,6 +43,7 @@ mod event;
 mod execute;
 mod fence;
 mod finality;
+mod flaw;
 mod follow;
 mod machine;
 mod ownership;
@@ -64,6 +65,8 @@ pub use chain::{BlockFault, ChainTip};
 pub use committee::{Committee, MemberIndex, quorum};
 pub use event::{Action, Ballot, Event, Fault, Now, Progress, Recovered, Source, Suspension, Ticket, Voting};
 pub use fence::{FencePage, FenceState};
+#[cfg(feature = "planted-flaws")]
+pub use flaw::Flaw;
 pub use machine::{Machine, Step};
 pub use validate::{Rejection, Rules, SignedTransaction, check_form, check_ledger};
 pub use verified::{Signable, Signed, Verified};

@@ -1,0 +1,87 @@
+//! Wallets: they pay, pay on from what is not settled yet, and spend one coin two, three and
+//! more times at different members.
+
+use std::collections::BTreeMap;
+
+use time_masternode::types::{OutPoint, Txid};
+
+use super::core_net::{COIN, COINS, MIN_FEE, Setting};
+use super::world::World;
+
+/// What wallets own, or would own if everything that they sent were settled.
+#[derive(Debug)]
+pub struct Wallets {
+    /// Amount and owner.
+    outputs: BTreeMap<OutPoint, (u64, u32)>,
+    nonce: i64,
+    /// Contradictions on purpose, in thousandths of all payments.
+    pub rivalry: u64,
+    /// Payments that spend what is not settled yet.
+    pub chaining: u64,
+}
+
+impl Wallets {
+    /// The owners of the first `coins` coins of the genesis.
+    pub fn new(setting: &Setting, coins: u32, rivalry: u64, chaining: u64) -> Self {
+        let outputs = (0..coins.min(COINS)).map(|wallet| (setting.coin(wallet), (COIN, wallet))).collect();
+        Self { outputs, nonce: 0, rivalry, chaining }
+    }
+
+    /// A new payment; `None` if there is nothing to spend.
+    pub fn pay(&mut self, world: &mut World) -> Option<Txid> {
+        let height = world.history.height();
+        let wanted = world.rng.pick(&[1, 1, 1, 2, 3]);
+        let mut inputs: Vec<OutPoint> = Vec::new();
+        for _ in 0..wanted {
+            let rival = world.rng.chance(self.rivalry);
+            let child = world.rng.chance(self.chaining);
+            let fits = |outpoint: &OutPoint, (amount, _): &(u64, u32)| {
+                let history = &world.history;
+                let spenders = history.spenders.get(outpoint).into_iter().flatten();
+                let (mut alive, mut confirmed) = (false, false);
+                for spender in spenders {
+                    alive |= !history.is_dead(spender, height);
+                    confirmed |= history.is_confirmed(spender);
+                }
+                let parent = outpoint.txid;
+                let unsettled = history.bodies.contains_key(&parent) && !history.is_settled(&parent);
+                let possible = !history.is_dead(&parent, height) && !confirmed && *amount > 4 * MIN_FEE;
+                possible && alive == rival && unsettled == child && !inputs.contains(outpoint)
+            };
+            let able: Vec<_> = self.outputs.iter().filter(|(at, of)| fits(at, of)).map(|(at, _)| *at).collect();
+            if !able.is_empty() {
+                inputs.push(world.rng.pick(&able));
+            }
+        }
+        if inputs.is_empty() {
+            return None;
+        }
+        Some(self.spend(world, &inputs))
+    }
+
+    /// A payment of these outputs to one or two owners.
+    pub fn spend(&mut self, world: &mut World, inputs: &[OutPoint]) -> Txid {
+        let owned: Vec<_> = inputs.iter().map(|outpoint| (*outpoint, self.outputs[outpoint].1)).collect();
+        let total: u64 = inputs.iter().map(|outpoint| self.outputs[outpoint].0).sum();
+        let fee = MIN_FEE + world.rng.below(3) as u64;
+        let rest = total - fee;
+        let owner = u32::try_from(world.rng.below(6)).expect("below 6");
+        let outputs = if rest > 8 * MIN_FEE && world.rng.chance(500) {
+            vec![(rest / 3, owner), (rest - rest / 3, owned[0].1)]
+        } else {
+            vec![(rest, owner)]
+        };
+        self.nonce += 1;
+        let transaction = world.setting.pay(&owned, &outputs, self.nonce);
+        for ((outpoint, _), of) in transaction.creates().zip(&outputs) {
+            self.outputs.insert(outpoint, *of);
+        }
+        world.introduce(&transaction);
+        transaction.txid()
+    }
+
+    /// Whether some wallet has the key to it.
+    pub fn owns(&self, outpoint: &OutPoint) -> bool {
+        self.outputs.contains_key(outpoint)
+    }
+}
