@@ -65,7 +65,10 @@ impl Database {
 
     /// The same on a disk in memory, for simulations.
     pub fn open_in_memory(disk: &MemoryDisk, owner: Owner<'_>) -> Result<Opened, DatabaseError> {
-        Self::recover(Storage::memory(disk), owner)
+        let storage = Storage::memory(disk);
+        // Power may have gone while the database was made.
+        storage.migrate(owner.genesis)?;
+        Self::recover(storage, owner)
     }
 
     /// Opens a database that is there, whoever owns it, for tools: nobody votes with it.

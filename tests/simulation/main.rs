@@ -31,6 +31,7 @@ mod liar;
 mod member;
 mod network;
 mod planted;
+mod reduced;
 mod schedule;
 mod wallets;
 mod world;
