@@ -1,9 +1,122 @@
 //! What the simulator found, each reduced to its core.
 
-use time_masternode::consensus::FenceState;
-use time_masternode::db::{Database, MemoryDisk, Owner};
+use std::sync::Arc;
 
-use super::core_net::Setting;
+use time_masternode::consensus::{
+    Action, Ballot, ChainTip, ConsensusMessage, Event, FenceState, Machine, Now, Proposal, Source, Step, VoteKind,
+};
+use time_masternode::db::{Database, MemoryDisk, Owner};
+use time_masternode::limits::ASK_EVERYBODY_AFTER_MS;
+use time_masternode::types::{Block, Txid, proposal_message};
+
+use super::core_net::{COIN, MIN_FEE, Setting, Store};
+
+/// One member that takes part in agreeing on blocks. What the others say is said by the test.
+struct Alone {
+    setting: Arc<Setting>,
+    machine: Machine,
+    store: Store,
+    now_ms: u64,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let setting = Setting::of(4);
+        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(setting.member(0)));
+        machine.follow_from(ChainTip::of_genesis(&setting.genesis), Vec::new(), 1_000);
+        let store = Store::new(&setting);
+        let mut alone = Self { setting, machine, store, now_ms: 10_000 };
+        let ballot = Ballot { key: alone.setting.keys[0].clone(), log: Vec::new() };
+        alone.step(|machine, step| machine.take_part(step, ballot));
+        alone
+    }
+
+    fn step(&mut self, run: impl FnOnce(&mut Machine, &mut Step<'_, Store>)) -> Vec<Action> {
+        let now = Now { ms: self.now_ms, unix: 1_700_000_000, unix_ms: 1_700_000_000_000 + self.now_ms };
+        let mut step = Step::new(now, &self.store);
+        run(&mut self.machine, &mut step);
+        while self.machine.advance(&mut step) {}
+        let Step { changes, actions, fault, .. } = step;
+        assert_eq!(fault, None);
+        self.store.apply(&changes);
+        actions
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Action> {
+        self.step(|machine, step| machine.handle(step, event))
+    }
+
+    fn certificate(&mut self, kind: VoteKind, txid: Txid) -> Vec<Action> {
+        let certificate = self.setting.certificate(kind, txid, &[1, 2, 3]);
+        let verified = self.setting.verified(&certificate);
+        self.handle(Event::Certificate(verified))
+    }
+
+    /// The first block, put forward by the member whose turn it is.
+    fn proposal(&mut self, transactions: Vec<Txid>, aborts: Vec<Txid>) -> Vec<Action> {
+        let tip = ChainTip::of_genesis(&self.setting.genesis);
+        let (key, genesis_hash) = (self.setting.keys[1].clone(), self.setting.genesis.hash());
+        let proposer = key.public_key();
+        let (height, previous_hash, state_digest) = (1, tip.hash, tip.digest.digest());
+        let timestamp_ms = 1_700_000_000_000;
+        let block = Block { height, previous_hash, timestamp_ms, proposer, state_digest, transactions, aborts };
+        let signature = key.sign(&proposal_message(&genesis_hash, 1, 0, &block.hash(&genesis_hash), -1));
+        let proposal = Proposal { height, round: 0, block: Arc::new(block), valid_round: -1, proposer, signature };
+        let (from, message) = (self.setting.member(1), Arc::new(ConsensusMessage::Proposal(proposal)));
+        self.handle(Event::Consensus { from, message })
+    }
+}
+
+fn requests(actions: &[Action]) -> Vec<Option<usize>> {
+    let to = |action: &Action| match action {
+        Action::Request { to, .. } => Some(to.map(|to| to.get())),
+        _ => None,
+    };
+    actions.iter().filter_map(to).collect()
+}
+
+fn votes(actions: &[Action]) -> Vec<bool> {
+    let vote = |action: &Action| match action {
+        Action::Consensus(message) => match message.as_ref() {
+            ConsensusMessage::Vote(vote) => Some(vote.block_hash.is_some()),
+            _ => None,
+        },
+        _ => None,
+    };
+    actions.iter().filter_map(vote).collect()
+}
+
+/// A liar puts a block forward that contains what there is only an abort for, or aborts what
+/// is only approved. The proof that is lacking is asked for of the proposer, and later of
+/// everybody; not with each message that comes, and an answer is one, so that questions and
+/// answers would multiply without end.
+#[test]
+fn a_block_that_lacks_a_proof_is_not_asked_for_with_every_message() {
+    for abort in [false, true] {
+        let mut alone = Alone::new();
+        let setting = Arc::clone(&alone.setting);
+        let payment = setting.pay(&[(setting.coin(0), 0)], &[(COIN - MIN_FEE, 1)], 1);
+        let txid = payment.txid();
+        alone.handle(Event::Transaction {
+            transaction: setting.signed(&payment),
+            source: Source::Member(setting.member(2)),
+        });
+        let (lacking, held) =
+            if abort { (VoteKind::Abort, VoteKind::Approve) } else { (VoteKind::Approve, VoteKind::Abort) };
+        alone.certificate(held, txid);
+        let entries = |this: bool| if this { vec![txid] } else { Vec::new() };
+        let actions = alone.proposal(entries(!abort), entries(abort));
+        assert_eq!(requests(&actions), [Some(1)], "the proposer is asked");
+        for _ in 0..3 {
+            let answer = Event::Transaction { transaction: setting.signed(&payment), source: Source::Answer };
+            assert_eq!(requests(&alone.handle(answer)), [], "an answer without the proof asks nothing");
+        }
+        alone.now_ms += ASK_EVERYBODY_AFTER_MS;
+        assert_eq!(requests(&alone.handle(Event::Tick)), [None], "everybody is asked");
+        assert_eq!(requests(&alone.handle(Event::Tick)), []);
+        assert_eq!(votes(&alone.certificate(lacking, txid)), [true], "with the proof, the block is voted for");
+    }
+}
 
 /// The power goes while a new database is being made, at each of its writes, and what was
 /// being written reaches the platter or does not. It opens all the same, and a member that
