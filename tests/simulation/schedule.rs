@@ -343,13 +343,29 @@ fn settle(world: &mut World, wallets: &mut Wallets) {
     // Every coin that nobody has spent can be spent.
     let coins: Vec<OutPoint> = world.history.unspent().keys().copied().filter(|coin| wallets.owns(coin)).collect();
     for coin in coins {
+        spend(world, wallets, coin);
+    }
+}
+
+/// A coin that nobody has spent is spent, by this payment or by a rival of it that liars
+/// bring to light; what rivals abort together is tried again.
+fn spend(world: &mut World, wallets: &mut Wallets, coin: OutPoint) {
+    while world.history.unspent().contains_key(&coin) {
         let txid = wallets.spend(world, &[coin]);
+        let height = world.history.height();
+        let living = world.history.rivals(&txid).into_iter().any(|rival| !world.history.is_dead(&rival, height));
         let honest: Vec<usize> = world.honest().collect();
         let to = world.rng.pick(&honest);
         world.submit(to, txid);
-        let done = |world: &World| world.honest().all(|i| world.members[i].book.confirmed.contains_key(&txid));
-        let spent = run_until(world, HEALING_MS, done);
-        ensure!(spent, "{coin} is unspent and cannot be spent by {}", short(&txid));
+        let over = |world: &World| {
+            let height = world.history.height();
+            let ended = world.history.is_confirmed(&txid) || world.history.is_dead(&txid, height);
+            ended && open(world).is_none()
+        };
+        let over = run_until(world, HEALING_MS, over);
+        ensure!(over, "{coin} is unspent and {} does not spend it: {:?}", short(&txid), open(world));
+        let dead = world.history.is_dead(&txid, world.history.height());
+        ensure!(!dead || living, "{} spends {coin}, is contradicted by nobody, and is dead", short(&txid));
     }
 }
 

@@ -26,6 +26,8 @@ use super::planted::Planted;
 const TICK_MS: u64 = 100;
 /// How often members say what they have in flight.
 const STATUS_EVERY_MS: u64 = 3_000;
+/// Steps that a member takes without anything coming or time passing.
+const MAX_STEPS_AT_ONCE: u32 = 1_000;
 /// Rows that one commit forgets.
 const PRUNED_PER_COMMIT: usize = 16;
 
@@ -387,8 +389,11 @@ impl World {
     fn settle_steps(&mut self) {
         for i in 0..self.members.len() {
             let busy = |m: &Member| m.process.as_ref().is_some_and(|p| p.more || !p.own_batches.is_empty());
+            let mut steps = 0;
             while busy(&self.members[i]) {
                 self.step(i, Vec::new(), false);
+                steps += 1;
+                ensure!(steps < MAX_STEPS_AT_ONCE, "member {i} never comes to rest");
             }
         }
     }
