@@ -127,7 +127,7 @@ impl Machine {
         if look {
             self.chain.look_at_ms = now_ms + LOOK_FOR_CONTENT_MS;
         }
-        if look && !running && now_ms >= due_at && !self.is_behind() && self.has_block_content(now_ms) {
+        if look && !running && now_ms >= due_at && !self.is_behind() && self.has_block_content(step) {
             self.with_agreement(step, |agreement, _| agreement.start(next, now_ms).map(Ok));
         }
         self.judge_candidates(step);

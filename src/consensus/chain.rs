@@ -378,8 +378,10 @@ impl Machine {
             return Err(Obstacle::Fault(BlockFault::Repeated(*txid)));
         }
         let transaction = self.entry(view, txid, true)?;
+        // What the chain has spent may be forgotten, so an input that is not here counts as
+        // spent: whoever voted for the abort had it, and here it will be if it ever comes.
         let killed = transaction.spends().any(|outpoint| {
-            let spent = view.utxo(&outpoint).is_some_and(|utxo| matches!(utxo.state, UTXOState::Confirmed { .. }));
+            let spent = view.utxo(&outpoint).is_none_or(|utxo| matches!(utxo.state, UTXOState::Confirmed { .. }));
             spent || walk.spent.contains(&outpoint)
         });
         if killed || view.is_dead(txid) {
@@ -430,11 +432,16 @@ impl Machine {
         })
     }
 
-    /// Whether the next block would have something in it.
-    pub(super) fn has_block_content(&self, now_ms: u64) -> bool {
-        let settles = |pending: &Pending| is_stuck(pending, now_ms) || pending.certificate(VoteKind::Abort).is_some();
-        self.chain.unconfirmed.len() > 0
-            || self.pending.iter().any(|(_, pending)| pending.transaction.is_some() && settles(pending))
+    /// Whether the next block would have something in it. What is certified and can be in no
+    /// block, for the chain has killed it before this member knew of it, does not count.
+    pub(super) fn has_block_content<V: View>(&self, step: &Step<'_, V>) -> bool {
+        let view = step.view();
+        let can_settle = |txid: &Txid, pending: &Pending| {
+            let stuck = is_stuck(pending, step.now.ms) && self.include(&view, &mut Walk::default(), txid).is_ok();
+            let aborted = pending.certificate(VoteKind::Abort).is_some();
+            stuck || (aborted && self.include_abort(&view, &mut Walk::default(), txid).is_ok())
+        };
+        self.chain.unconfirmed.len() > 0 || self.pending.iter().any(|(txid, pending)| can_settle(txid, pending))
     }
 
     /// Writes down the body and the certificates of what a block carries.

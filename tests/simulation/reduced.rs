@@ -118,6 +118,26 @@ fn a_block_that_lacks_a_proof_is_not_asked_for_with_every_message() {
     }
 }
 
+/// A transaction died before this member knew of it, and the coin that killed it is forgotten
+/// here. Somebody shows the old votes to abort it: no block may abort it again, and no height
+/// is opened for its sake.
+#[test]
+fn what_died_unseen_and_is_forgotten_is_not_aborted_again() {
+    let mut alone = Alone::new();
+    let setting = Arc::clone(&alone.setting);
+    let payment = setting.pay(&[(setting.coin(0), 0)], &[(COIN - MIN_FEE, 1)], 1);
+    let txid = payment.txid();
+    alone.store.utxos.remove(&setting.coin(0));
+    alone.certificate(VoteKind::Abort, txid);
+    alone.handle(Event::Transaction { transaction: setting.signed(&payment), source: Source::Answer });
+    for _ in 0..5 {
+        alone.now_ms += 1_000;
+        assert_eq!(votes(&alone.handle(Event::Tick)), [false; 0], "no height is opened");
+    }
+    assert_eq!(votes(&alone.proposal(Vec::new(), vec![txid])), [false], "a block that aborts it is refused");
+    assert!(alone.store.in_flight.is_empty());
+}
+
 /// The power goes while a new database is being made, at each of its writes, and what was
 /// being written reaches the platter or does not. It opens all the same, and a member that
 /// may have voted before stands behind its fence.
