@@ -81,7 +81,8 @@ impl Member {
         self.process.is_some()
     }
 
-    /// Opens the database and makes the machine from what it holds.
+    /// Opens the database and makes the machine from what it holds. Gives the commit that
+    /// was cut off, if it happened all the same.
     pub fn start(
         &mut self,
         setting: &Setting,
@@ -90,11 +91,11 @@ impl Member {
         interval_ms: u64,
         now: Now,
         began_ms: u64,
-    ) -> Result<(), DatabaseError> {
+    ) -> Result<Option<Changes>, DatabaseError> {
         let owner = Owner { genesis: &setting.genesis, public_key: Some(self.key.public_key()), first_start };
         let Opened { database, recovered } = Database::open_in_memory(&self.disk, owner)?;
         let reader = database.reader();
-        self.settle_unsure(&reader);
+        let entered = self.settle_unsure(&reader);
         if self.honest {
             let expected = self.is_rolled_back.then_some(Suspension::GuardMismatch);
             ensure!(recovered.suspension == expected, "member {i} opens with {:?}", recovered.suspension);
@@ -123,24 +124,29 @@ impl Member {
             began_ms,
             status_at_ms: began_ms,
         });
-        Ok(())
+        Ok(entered)
     }
 
     /// A commit that was cut off has happened or has not; the database's head says which.
-    fn settle_unsure(&mut self, reader: &Reader) {
+    fn settle_unsure(&mut self, reader: &Reader) -> Option<Changes> {
         let head = reader.durable_head();
         let unsure = self.unsure.take();
         if std::mem::take(&mut self.is_new) {
             (self.book.commit, self.book.sequence) = (head.commit, head.sequence);
         }
         if !self.honest {
-            return;
+            return None;
+        }
+        // Each start of a member that must not vote writes that down.
+        if self.is_rolled_back {
+            self.book.commit = head.commit;
         }
         match (head.commit.checked_sub(self.book.commit), unsure) {
-            (Some(0), _) => {}
-            (Some(1), Some(changes)) => self.book.enter(&changes),
-            // The member wrote down that it must not vote.
-            (Some(1), None) if self.is_rolled_back => self.book.commit += 1,
+            (Some(0), _) => None,
+            (Some(1), Some(changes)) => {
+                self.book.enter(&changes);
+                Some(changes)
+            }
             (ahead, _) => super::violation::violated(format!("the database comes back {ahead:?} commits ahead")),
         }
     }

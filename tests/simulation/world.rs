@@ -183,16 +183,21 @@ impl World {
         }
         let now = self.clock(i, self.now_ms);
         let first = first || self.planted.is(Planted::NoFence);
-        let unsure = self.members[i].unsure.is_some();
         let (setting, interval) = (Arc::clone(&self.setting), self.shape.interval_ms);
-        let before = self.members[i].book.commit;
-        let opened = self.members[i].start(&setting, i, first, interval, now, self.now_ms);
-        if let Err(error) = opened {
-            self.note(|| format!("member {i} does not open: {error}"));
-            return self.crash(i);
+        let before = self.members[i].book.height;
+        match self.members[i].start(&setting, i, first, interval, now, self.now_ms) {
+            Ok(None) => {}
+            Ok(Some(happened)) => {
+                self.note(|| format!("the commit of member {i} that was cut off has happened"));
+                self.coverage.kept_unsure += 1;
+                self.history.enter(i, &happened, before, &self.members[i].book);
+            }
+            Err(error) => {
+                self.note(|| format!("member {i} does not open: {error}"));
+                return self.crash(i);
+            }
         }
         self.note(|| format!("member {i} starts"));
-        self.coverage.kept_unsure += u64::from(unsure && self.members[i].book.commit > before);
         self.coverage.restarts += 1;
         self.planted.plant(&mut self.members[i]);
         let Some(process) = &self.members[i].process else { return };
