@@ -149,8 +149,8 @@ impl Options {
     /// Reads a configuration file. Its relative paths are relative to the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let bytes = files::read(path, MAX_CONFIG_BYTES)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let mut options: Self = toml::from_str(&text)
+        // What is no UTF-8 is an error and not guessed at: a path would be another one.
+        let mut options: Self = toml::from_slice(&bytes)
             .map_err(|source| ConfigError::Toml { path: path.to_path_buf(), source: Box::new(source) })?;
         let base = path.parent().unwrap_or(Path::new(""));
         let paths =
@@ -338,8 +338,9 @@ impl Settings {
 
 /// A configuration file with every key explained; those that are not set are comments.
 pub fn commented(options: &Options) -> String {
-    let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
-    let path = |value: &Option<PathBuf>| value.as_ref().map(|v| format!("{:?}", v.display().to_string()));
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let text = |value: &Option<String>| value.as_ref().map(|v| quoted(v));
+    let path = |value: &Option<PathBuf>| value.as_ref().map(|v| quoted(&v.to_string_lossy()));
     let address = |value: &Option<SocketAddr>| value.map(|v| format!("\"{v}\""));
     let number = |value: Option<u64>| value.map(|v| v.to_string());
     let rows: [(&str, Option<String>, &str, &str); 16] = [
@@ -379,7 +380,7 @@ pub fn commented(options: &Options) -> String {
         ),
         (
             "peers",
-            options.peers.as_ref().map(|p| format!("{p:?}")),
+            options.peers.as_ref().map(|p| toml::Value::from(p.clone()).to_string()),
             "[\"masternode-2=10.0.0.2:24000\"]",
             "Where members really are, instead of where the genesis says.",
         ),
@@ -446,6 +447,31 @@ mod tests {
         let all: Options = toml::from_str(&uncommented.replace("# Configuration", "#"))
             .unwrap_or_else(|e| panic!("{e}\n{uncommented}"));
         assert!(serde_json::to_value(&all).unwrap().as_object().unwrap().values().all(|value| !value.is_null()));
+    }
+
+    /// TOML knows fewer escapes than Rust, and must not be given Rust's.
+    #[test]
+    fn any_text_is_read_back_from_the_commented_file() {
+        let text = "a\u{0}\u{7f}\u{200b}\n\"\\'\u{10ffff}\u{85}\r";
+        let options = Options {
+            data_dir: Some(text.into()),
+            id: Some(text.into()),
+            peers: Some(vec![text.into(), String::new()]),
+            log: Some("\"\"\"\n'''".into()),
+            ..Options::default()
+        };
+        let written = commented(&options);
+        assert_eq!(toml::from_str::<Options>(&written).unwrap(), options, "{written}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_utf_8_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, b"data_dir = \"d\xff\"\n").unwrap();
+        assert!(matches!(Options::read(&path), Err(ConfigError::Toml { .. })));
+        std::fs::write(&path, "data_dir = \"d\u{fc}\"\n").unwrap();
+        assert_eq!(Options::read(&path).unwrap().data_dir, Some(directory.path().join("d\u{fc}")));
     }
 
     #[test]
