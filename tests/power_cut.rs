@@ -1,0 +1,136 @@
+//! The power goes at any moment, and nothing that was said is taken back.
+//!
+//! A member of a real network runs under a shim that writes down, in one order, every change
+//! of its files, every sync, and every word that it says. From that the disk is replayed as
+//! a power cut can leave it: what was synced is there, and what was not is there or not, by
+//! whole calls or by single sectors. On each such disk the database has to open, to be sound
+//! in every invariant, to fit its guard, and to hold every vote, status, notification,
+//! subscription and consensus message that had left the node by then.
+//!
+//! `TIME_POWER_CUTS=500` makes more cuts than CI does, `TIME_SEED=17` repeats the choices of
+//! places (the network's own timing is never the same twice).
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
+
+#[path = "support/faults/mod.rs"]
+mod faults;
+mod support;
+
+use std::time::Instant;
+
+use faults::disk::{Disk, Image, Loss, image_of, put_image};
+use faults::said::Said;
+use faults::trace::read_trace;
+use faults::traffic::Traffic;
+use faults::{Dice, Outcome, Process, Watch, faults_of, number, seed, wait_ready};
+use support::TestNet;
+
+/// Cuts of one run of the network.
+const CUTS_PER_RUN: u64 = 25;
+
+#[tokio::test]
+async fn no_power_cut_takes_back_what_was_said() {
+    let cuts = number("TIME_POWER_CUTS").unwrap_or(12);
+    let seed = seed("power cuts");
+    let began = Instant::now();
+    let (mut made, mut while_opening, mut words) = (0, 0, 0);
+    for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
+        let mut dice = Dice::new(seed.wrapping_add(run));
+        let of_run = CUTS_PER_RUN.min(cuts - made);
+        let done = cut_a_run(&mut dice, of_run, cuts > 100).await;
+        made += of_run;
+        while_opening += done.0;
+        words += done.1;
+        eprintln!("{made} power cuts and {while_opening} more while opening, {words} words, {:?}", began.elapsed());
+    }
+}
+
+/// Runs a network, and cuts the power of its first member at `cuts` places of its trace.
+/// Gives the number of cuts while opening, and what was held to have been said.
+async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
+    let net = TestNet::with_interval(4, 300);
+    let data_dir = net.data_dir(0);
+    let before = image_of(&data_dir);
+    let trace = net.directory().join("trace");
+    let watch = |node| if node == 0 { Watch::all(&data_dir, &trace) } else { Watch::nothing() };
+    let mut nodes: Vec<_> =
+        (0..4).map(|node| Some(Process::start(&net, node, &net.data_dir(node), &watch(node)))).collect();
+    wait_ready(&mut nodes);
+    let mut traffic = Traffic::begin(&net, 4, 100, dice.another()).await;
+    traffic.run_times(&net, if long { 600 } else { 250 }).await;
+    // Something stays in flight for ever, so that there are locks and votes to lose.
+    (nodes[2], nodes[3]) = (None, None);
+    traffic.run_times(&net, 60).await;
+    let stopped = nodes[0].as_mut().unwrap().stop().unwrap();
+    assert!(stopped.success(), "{}", nodes[0].as_ref().unwrap().log());
+    drop(nodes);
+
+    let (records, _) = read_trace(&trace, 0);
+    let mut said = Said::nothing(net.member_key(0).public_key(), *net.committee().genesis_hash());
+    said.hear(&records);
+    assert!(said.len() > 500 && !said.votes.is_empty(), "only {} words were said", said.len());
+    let mut places: Vec<usize> = (0..cuts).map(|_| dice.index(records.len())).collect();
+    places.sort_unstable();
+    let mut disk = Disk::new(&data_dir, &before);
+    let (mut at, mut while_opening) = (0, 0);
+    for (n, place) in places.into_iter().enumerate() {
+        records[at..place].iter().for_each(|record| disk.follow(record));
+        at = place;
+        let loss = Loss::any(dice);
+        let image = disk.after_power_cut(loss, dice);
+        let told = format!("cut at {at} of {}, {loss:?}", records.len());
+        if n % 3 == 2 {
+            cut_while_opening(&net, &image, &said, at, dice, &told);
+            while_opening += 1;
+        } else {
+            assert_holds(&net, &image, &said, at, &told);
+        }
+    }
+    // The replay knows every call: what it has seen is what is there.
+    records[at..].iter().for_each(|record| disk.follow(record));
+    let (seen, there) = (disk.seen(), image_of(&data_dir));
+    let differ: Vec<_> = there.keys().chain(seen.keys()).filter(|name| seen.get(*name) != there.get(*name)).collect();
+    assert!(differ.is_empty(), "the shim missed changes of {differ:?}");
+    (while_opening, said.len())
+}
+
+/// The disk opens, is sound, and holds what was said in the first `until` records.
+fn assert_holds(net: &TestNet, image: &Image, said: &Said, until: usize, told: &str) {
+    let directory = net.directory().join("cut");
+    put_image(&directory, image);
+    let faults = faults_of(net, 0, &directory, said, until);
+    if !faults.is_empty() {
+        let kept = keep(net, image);
+        panic!("{told}: {} faults, kept in {kept}: {:#?}", faults.len(), &faults[..faults.len().min(20)]);
+    }
+}
+
+/// The real program starts on the disk, and the power goes again while it opens it or has
+/// just done so.
+fn cut_while_opening(net: &TestNet, image: &Image, said: &Said, until: usize, dice: &mut Dice, told: &str) {
+    let directory = net.directory().join("opening");
+    put_image(&directory, image);
+    let trace = net.directory().join("trace-of-opening");
+    if trace.exists() {
+        std::fs::remove_file(&trace).unwrap();
+    }
+    let mut process = Process::start(net, 0, &directory, &Watch::all(&directory, &trace));
+    let outcome = process.outcome();
+    assert_eq!(outcome, Ok(Outcome::Up { voting: "Active".into() }), "{told}: {}", process.log());
+    process.kill();
+    let (records, _) = read_trace(&trace, 0);
+    let place = dice.index(records.len() + 1);
+    let mut disk = Disk::new(&directory, image);
+    records[..place].iter().for_each(|record| disk.follow(record));
+    let loss = Loss::any(dice);
+    let image = disk.after_power_cut(loss, dice);
+    assert_holds(net, &image, said, until, &format!("{told}, and again at {place} of {} of opening, {loss:?}", records.len()));
+}
+
+/// Keeps an image that shows a fault.
+fn keep(net: &TestNet, image: &Image) -> String {
+    let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-cut-{}", std::process::id()));
+    put_image(&kept.join("data"), image);
+    std::fs::copy(net.directory().join(&net.devnet.genesis_file), kept.join("genesis.json")).unwrap();
+    kept.display().to_string()
+}
