@@ -20,9 +20,9 @@ use std::time::Instant;
 
 use faults::disk::{Disk, Image, Loss, image_of, put_image};
 use faults::said::Said;
-use faults::trace::read_trace;
+use faults::trace::{Record, read_trace};
 use faults::traffic::Traffic;
-use faults::{Dice, Outcome, Process, Watch, faults_of, number, seed, wait_ready};
+use faults::{Dice, Member, Outcome, Process, Watch, number, seed, wait_ready};
 use support::TestNet;
 
 /// Cuts of one run of the network.
@@ -57,6 +57,8 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
         (0..4).map(|node| Some(Process::start(&net, node, &net.data_dir(node), &watch(node)))).collect();
     wait_ready(&mut nodes);
     let mut traffic = Traffic::begin(&net, 4, 100, dice.another()).await;
+    // Few at once make many commits.
+    traffic.most = 8;
     traffic.run_times(&net, if long { 600 } else { 250 }).await;
     // Something stays in flight for ever, so that there are locks and votes to lose.
     (nodes[2], nodes[3]) = (None, None);
@@ -66,10 +68,15 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
     drop(nodes);
 
     let (records, _) = read_trace(&trace, 0);
-    let mut said = Said::nothing(net.member_key(0).public_key(), *net.committee().genesis_hash());
+    let mut said = Member::of(&net, 0).said_nothing();
     said.hear(&records);
     assert!(said.len() > 500 && !said.votes.is_empty(), "only {} words were said", said.len());
-    let mut places: Vec<usize> = (0..cuts).map(|_| dice.index(records.len())).collect();
+    // Half of them anywhere, half of them behind a change of the disk.
+    let change = |record: &Record| !matches!(record, Record::Send { .. } | Record::Close(_) | Record::Start);
+    let changes: Vec<usize> = (0..records.len()).filter(|at| change(&records[*at])).map(|at| at + 1).collect();
+    let mut places: Vec<usize> = (0..cuts)
+        .map(|n| if n % 2 == 0 { dice.index(records.len()) } else { changes[dice.index(changes.len())] })
+        .collect();
     places.sort_unstable();
     let mut disk = Disk::new(&data_dir, &before);
     let (mut at, mut while_opening) = (0, 0);
@@ -98,7 +105,7 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
 fn assert_holds(net: &TestNet, image: &Image, said: &Said, until: usize, told: &str) {
     let directory = net.directory().join("cut");
     put_image(&directory, image);
-    let faults = faults_of(net, 0, &directory, said, until);
+    let faults = Member::of(net, 0).faults_of(&directory, said, until);
     if !faults.is_empty() {
         let kept = keep(net, image);
         panic!("{told}: {} faults, kept in {kept}: {:#?}", faults.len(), &faults[..faults.len().min(20)]);

@@ -17,7 +17,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use time_masternode::db::{Database, DatabaseError, Opened, Owner, VerifyOptions, verify_data_dir};
+use time_masternode::db::{Database, DatabaseError, Opened, Owner, Report, VerifyOptions, verify_data_dir};
+use time_masternode::types::{Genesis, PublicKey};
 
 use self::said::Said;
 use super::support::{TestNet, http_get};
@@ -239,38 +240,55 @@ pub fn wait_ready(processes: &mut [Option<Process>]) {
     }
 }
 
-/// Opens a directory's database as the node does, in this process.
-pub fn open(net: &TestNet, node: usize, data_dir: &Path) -> Result<Opened, DatabaseError> {
-    let public_key = Some(net.member_key(node).public_key());
-    // The file is there until the first start has ended well.
-    let first_start = data_dir.join("first-start").exists();
-    Database::open(data_dir, Owner { genesis: &net.genesis, public_key, first_start }, CACHE_BYTES)
+/// Whose database is looked at.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub genesis: Genesis,
+    pub key: PublicKey,
 }
 
-/// Every invariant that does not hold in a directory's database.
-pub fn findings(net: &TestNet, data_dir: &Path) -> Result<Vec<String>, DatabaseError> {
-    let options = VerifyOptions { genesis: Some(&net.genesis), full: true, progress: &|_, _| {} };
-    let report = verify_data_dir(data_dir, CACHE_BYTES, options)?;
-    Ok(report.findings().map(|(check, finding)| format!("{check}: {finding:?}")).collect())
-}
-
-/// What does not hold of: it opens, it is sound, it fits its guard, it votes, and all that
-/// was said in the first `until` records is there. Nothing is the good answer.
-pub fn faults_of(net: &TestNet, node: usize, data_dir: &Path, said: &Said, until: usize) -> Vec<String> {
-    let mut faults = Vec::new();
-    let opened = match open(net, node, data_dir) {
-        Ok(opened) => opened,
-        Err(error) => return vec![format!("it does not open: {error}")],
-    };
-    faults.extend(opened.recovered.suspension.map(|reason| format!("it does not vote: {reason}")));
-    faults.extend(opened.recovered.fence.map(|fence| format!("it is behind a fence: {fence:?}")));
-    faults.extend(said.missing(until, &opened));
-    drop(opened);
-    match findings(net, data_dir) {
-        Ok(findings) => faults.extend(findings),
-        Err(error) => faults.push(format!("it cannot be verified: {error}")),
+impl Member {
+    pub fn of(net: &TestNet, node: usize) -> Self {
+        Self { genesis: net.genesis.clone(), key: net.member_key(node).public_key() }
     }
-    faults
+
+    /// Nothing said yet.
+    pub fn said_nothing(&self) -> Said {
+        Said::nothing(self.key, self.genesis.hash())
+    }
+
+    /// Opens a directory's database as the node does, in this process.
+    pub fn open(&self, data_dir: &Path) -> Result<Opened, DatabaseError> {
+        // The file is there until the first start has ended well.
+        let first_start = data_dir.join("first-start").exists();
+        let owner = Owner { genesis: &self.genesis, public_key: Some(self.key), first_start };
+        Database::open(data_dir, owner, CACHE_BYTES)
+    }
+
+    /// Every invariant of a directory's database, checked.
+    pub fn verify(&self, data_dir: &Path) -> Result<Report, DatabaseError> {
+        let options = VerifyOptions { genesis: Some(&self.genesis), full: true, progress: &|_, _| {} };
+        verify_data_dir(data_dir, CACHE_BYTES, options)
+    }
+
+    /// What does not hold of: it opens, it is sound, it fits its guard, it votes, and all that
+    /// was said in the first `until` records is there. Nothing is the good answer.
+    pub fn faults_of(&self, data_dir: &Path, said: &Said, until: usize) -> Vec<String> {
+        let mut faults = Vec::new();
+        let opened = match self.open(data_dir) {
+            Ok(opened) => opened,
+            Err(error) => return vec![format!("it does not open: {error}")],
+        };
+        faults.extend(opened.recovered.suspension.map(|reason| format!("it does not vote: {reason}")));
+        faults.extend(opened.recovered.fence.map(|fence| format!("it is behind a fence: {fence:?}")));
+        faults.extend(said.missing(until, &opened).unwrap_or_else(|error| vec![error.to_string()]));
+        drop(opened);
+        match self.verify(data_dir) {
+            Ok(report) => faults.extend(report.findings().map(|(check, finding)| format!("{check}: {finding:?}"))),
+            Err(error) => faults.push(format!("it cannot be verified: {error}")),
+        }
+        faults
+    }
 }
 
 /// Copies a data directory.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use time_masternode::consensus::{AgreementRecord, ConsensusMessage, LogEntry, VoteKind};
-use time_masternode::db::{Opened, Reader, SubscriptionKey};
+use time_masternode::db::{DatabaseError, Opened, Reader, SubscriptionKey};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind};
 use time_masternode::types::{BlockHash, ConsensusStep, GenesisHash, Height, OutPoint, PublicKey, Transaction, Txid, UTXOState};
 
@@ -66,6 +66,11 @@ impl Said {
         self.votes.len() + self.statuses.len() + self.log.len() + self.agreement.len() + self.subscriptions.len()
     }
 
+    /// Who said it.
+    pub const fn by(&self) -> PublicKey {
+        self.key
+    }
+
     /// Takes in more of the trace.
     pub fn hear(&mut self, records: &[Record]) {
         for record in records {
@@ -111,7 +116,7 @@ impl Said {
     }
 
     /// What was said in the first `until` records and is not in the database.
-    pub fn missing(&self, until: usize, opened: &Opened) -> Vec<String> {
+    pub fn missing(&self, until: usize, opened: &Opened) -> Result<Vec<String>, DatabaseError> {
         let reader = opened.database.reader();
         let mut missing = Vec::new();
         let mut votes: BTreeSet<(Txid, VoteKind)> = BTreeSet::new();
@@ -120,28 +125,28 @@ impl Said {
             votes.extend(recovered.votes.iter().map(|kind| (txid, *kind)));
         }
         for ((txid, kind), at) in self.votes.iter().filter(|(_, at)| **at <= until) {
-            if !votes.contains(&(*txid, *kind)) && !is_over(&reader, txid) {
+            if !votes.contains(&(*txid, *kind)) && !is_over(&reader, txid)? {
                 missing.push(format!("the vote {kind:?} on {txid}, sent at {at}"));
             }
         }
         for ((txid, _), (kind, at)) in self.statuses.iter().filter(|(_, (_, at))| *at <= until) {
-            if !stands(&reader, txid, *kind) {
+            if !stands(&reader, txid, *kind)? {
                 missing.push(format!("{txid} is not {kind:?} any more, as was said at {at}"));
             }
         }
         for (sequence, (told, at)) in self.log.iter().filter(|(_, (_, at))| *at <= until) {
-            let entry = reader.changes(sequence - 1, *sequence, 1).unwrap().pop().map(|(_, entry)| entry);
+            let entry = reader.changes(sequence - 1, *sequence, 1)?.pop().map(|(_, entry)| entry);
             let entry = entry.map(|entry| match entry {
                 LogEntry::Transition(step) => Told::Step(step.outpoint, step.new_state),
                 LogEntry::Block { height, block_hash, .. } => Told::Block(height, block_hash),
             });
-            let pruned = reader.pruned().unwrap().sequence;
+            let pruned = reader.pruned()?.sequence;
             if entry.as_ref() != Some(told) && *sequence > pruned {
                 missing.push(format!("entry {sequence} of the log is {entry:?}; told at {at} was {told:?}"));
             }
         }
         for (name, at) in self.subscriptions.iter().filter(|(_, at)| **at <= until) {
-            if reader.subscription(&SubscriptionKey::of(name)).unwrap().is_none() {
+            if reader.subscription(&SubscriptionKey::of(name))?.is_none() {
                 missing.push(format!("the subscription {name:?}, confirmed at {at}"));
             }
         }
@@ -163,7 +168,7 @@ impl Said {
                 }
             }
         }
-        missing
+        Ok(missing)
     }
 
     /// What this member has said twice, in different words. `bodies` are the transactions that
@@ -226,18 +231,16 @@ impl Said {
 }
 
 /// Whether nobody needs a vote on it any more.
-fn is_over(reader: &Reader, txid: &Txid) -> bool {
-    reader.is_final(txid).unwrap() || reader.dead(txid).unwrap().is_some()
+fn is_over(reader: &Reader, txid: &Txid) -> Result<bool, DatabaseError> {
+    Ok(reader.is_final(txid)? || reader.dead(txid)?.is_some())
 }
 
-fn stands(reader: &Reader, txid: &Txid, kind: TransactionStatusKind) -> bool {
-    match kind {
-        TransactionStatusKind::Pending => reader.is_in_flight(txid).unwrap() || is_over(reader, txid),
-        TransactionStatusKind::Finalized => reader.is_final(txid).unwrap(),
-        TransactionStatusKind::Confirmed => {
-            reader.is_final(txid).unwrap() && reader.confirmed(txid).unwrap().is_some()
-        }
-        TransactionStatusKind::Aborted => reader.dead(txid).unwrap().is_some(),
+fn stands(reader: &Reader, txid: &Txid, kind: TransactionStatusKind) -> Result<bool, DatabaseError> {
+    Ok(match kind {
+        TransactionStatusKind::Pending => reader.is_in_flight(txid)? || is_over(reader, txid)?,
+        TransactionStatusKind::Finalized => reader.is_final(txid)?,
+        TransactionStatusKind::Confirmed => reader.is_final(txid)? && reader.confirmed(txid)?.is_some(),
+        TransactionStatusKind::Aborted => reader.dead(txid)?.is_some(),
         TransactionStatusKind::Unknown | TransactionStatusKind::Rejected => true,
-    }
+    })
 }

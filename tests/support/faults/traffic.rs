@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use time_masternode::limits::MAX_IN_FLIGHT;
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, WalletClient};
 use time_masternode::types::{Address, SecretKey, Transaction, Txid};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -12,13 +11,11 @@ use tokio::task::JoinHandle;
 use super::dice::Dice;
 use crate::support::{Coin, TestNet};
 
-/// Payments that are under way at most.
-const UNDER_WAY: usize = 60;
-const _: () = assert!(UNDER_WAY < MAX_IN_FLIGHT);
-
 /// What is paid with, what was paid, and the wallets' connections.
 pub struct Traffic {
     dice: Dice,
+    /// Payments that are under way at most.
+    pub most: usize,
     /// One in so many payments spends a coin twice; 0 for none.
     pub contested: u64,
     to: Address,
@@ -67,7 +64,7 @@ impl Traffic {
             wallets.push(sender);
         }
         let dice = dice.another();
-        Self { dice, contested: 8, to, free, under_way: BTreeMap::new(), bodies, wallets, news, tasks }
+        Self { dice, most: 60, contested: 8, to, free, under_way: BTreeMap::new(), bodies, wallets, news, tasks }
     }
 
     /// Pays until `done` says so.
@@ -76,7 +73,7 @@ impl Traffic {
             while let Ok((txid, kind)) = self.news.try_recv() {
                 self.hear(txid, kind);
             }
-            if self.under_way.len() < UNDER_WAY && !self.free.is_empty() {
+            if self.under_way.len() < self.most && !self.free.is_empty() {
                 self.pay(net);
                 tokio::task::yield_now().await;
             } else if let Ok(Some((txid, kind))) =
