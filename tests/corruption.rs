@@ -37,7 +37,6 @@ const DAMAGES_PER_RUN: u64 = 100;
 /// A used directory, as it was when its node was killed, and how it came to be.
 struct Used {
     net: TestNet,
-    member: Member,
     said: Said,
     now: Image,
     /// As it was at earlier moments.
@@ -55,7 +54,7 @@ async fn use_a_directory(dice: &mut Dice, long: bool) -> Used {
     };
     let mut nodes: Vec<_> = (0..4).map(start).collect();
     wait_ready(&mut nodes);
-    let mut traffic = Traffic::begin(&net, 4, 100, dice.another()).await;
+    let mut traffic = Traffic::begin(&net, 4, 250, dice.another()).await;
     traffic.most = 8;
     traffic.run_times(&net, if long { 300 } else { 100 }).await;
     assert!(nodes[0].as_mut().unwrap().stop().unwrap().success());
@@ -68,8 +67,7 @@ async fn use_a_directory(dice: &mut Dice, long: bool) -> Used {
     nodes[0].as_mut().unwrap().kill();
     drop(nodes);
     let (records, _) = read_trace(&trace, 0);
-    let member = Member::of(&net, 0);
-    let mut said = member.said_nothing();
+    let mut said = Member::of(&net, 0).said_nothing();
     said.hear(&records);
     let mut disk = Disk::new(&data_dir, &fresh);
     let mut before = Vec::new();
@@ -82,7 +80,7 @@ async fn use_a_directory(dice: &mut Dice, long: bool) -> Used {
         disk.follow(record);
     }
     let now = image_of(&data_dir);
-    Used { net, member, said, now, before }
+    Used { net, said, now, before }
 }
 
 /// Damages a copy at one place, and says how.

@@ -56,7 +56,7 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
     let mut nodes: Vec<_> =
         (0..4).map(|node| Some(Process::start(&net, node, &net.data_dir(node), &watch(node)))).collect();
     wait_ready(&mut nodes);
-    let mut traffic = Traffic::begin(&net, 4, 100, dice.another()).await;
+    let mut traffic = Traffic::begin(&net, 4, 250, dice.another()).await;
     // Few at once make many commits.
     traffic.most = 8;
     traffic.run_times(&net, if long { 600 } else { 250 }).await;

@@ -1,7 +1,7 @@
 //! Wallets that pay without pause, also the same coin twice, through nodes that come and go.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, WalletClient};
 use time_masternode::types::{Address, SecretKey, Transaction, Txid};
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use super::dice::Dice;
-use crate::support::{Coin, TestNet};
+use crate::support::{Coin, DEADLINE, TestNet};
 
 /// What is paid with, what was paid, and the wallets' connections.
 pub struct Traffic {
@@ -22,6 +22,8 @@ pub struct Traffic {
     free: Vec<Coin>,
     /// The change that comes back with finality.
     under_way: BTreeMap<Txid, Coin>,
+    /// How many of these are not waited for.
+    stuck: usize,
     /// Every transaction that was ever sent.
     pub bodies: BTreeMap<Txid, Transaction>,
     wallets: Vec<UnboundedSender<Transaction>>,
@@ -64,45 +66,49 @@ impl Traffic {
             wallets.push(sender);
         }
         let dice = dice.another();
-        Self { dice, most: 60, contested: 8, to, free, under_way: BTreeMap::new(), bodies, wallets, news, tasks }
+        Self { dice, most: 60, contested: 8, to, free, under_way: BTreeMap::new(), stuck: 0, bodies, wallets, news, tasks }
     }
 
     /// Pays until `done` says so.
     pub async fn run(&mut self, net: &TestNet, mut done: impl FnMut() -> bool) {
         while !done() {
-            while let Ok((txid, kind)) = self.news.try_recv() {
-                self.hear(txid, kind);
-            }
-            if self.under_way.len() < self.most && !self.free.is_empty() {
-                self.pay(net);
-                tokio::task::yield_now().await;
-            } else if let Ok(Some((txid, kind))) =
-                tokio::time::timeout(Duration::from_millis(20), self.news.recv()).await
-            {
-                self.hear(txid, kind);
-            } else {
-                // What has been under way for long may be so for ever: others have their turn.
-                self.under_way.pop_first();
-            }
+            self.step(net).await;
         }
     }
 
-    /// Pays so many times.
+    /// Pays so many times. There have to be coins enough for those that never come back.
     pub async fn run_times(&mut self, net: &TestNet, payments: usize) {
         let goal = self.bodies.len() + payments;
-        let mut rounds = 0;
+        let began = Instant::now();
         while self.bodies.len() < goal {
-            let before = self.bodies.len();
-            let mut once = false;
-            self.run(net, || std::mem::replace(&mut once, true)).await;
-            rounds = if self.bodies.len() == before { rounds + 1 } else { 0 };
-            assert!(rounds < 100_000, "no coin ever comes back");
+            self.step(net).await;
+            assert!(began.elapsed() < 3 * DEADLINE, "{} coins are free, none comes back", self.free.len());
+        }
+    }
+
+    /// Pays once, or waits for news.
+    async fn step(&mut self, net: &TestNet) {
+        while let Ok((txid, kind)) = self.news.try_recv() {
+            self.hear(txid, kind);
+        }
+        if self.under_way.len() < self.most + self.stuck && !self.free.is_empty() {
+            self.pay(net);
+            tokio::task::yield_now().await;
+            return;
+        }
+        match tokio::time::timeout(Duration::from_millis(20), self.news.recv()).await {
+            Ok(Some((txid, kind))) => self.hear(txid, kind),
+            // What has been under way for long may be so for ever: that holds up no others.
+            _ => self.stuck = (self.stuck + 1).min(self.under_way.len()),
         }
     }
 
     fn hear(&mut self, txid: Txid, kind: TransactionStatusKind) {
-        if kind.is_final() {
-            self.free.extend(self.under_way.remove(&txid));
+        if kind.is_final()
+            && let Some(change) = self.under_way.remove(&txid)
+        {
+            self.free.push(change);
+            self.stuck = self.stuck.min(self.under_way.len());
         }
     }
 
