@@ -246,7 +246,9 @@ fn examine(used: &Used, data_dir: &Path) -> Result<Examined, String> {
     }
     match std::fs::read(&errand.answer) {
         Ok(answer) => Ok(serde_json::from_slice(&answer).unwrap()),
-        Err(_) => Err(format!("looking into it ended:\n{}", tail(&std::fs::read_to_string(at("examine.log")).unwrap()))),
+        Err(_) => {
+            Err(format!("looking into it ended:\n{}", tail(&std::fs::read_to_string(at("examine.log")).unwrap())))
+        }
     }
 }
 
@@ -310,8 +312,11 @@ async fn no_damage_makes_a_member_vote_on_an_older_state() {
             match meet(&used, &image) {
                 Ok(how) => *met.entry(how).or_default() += 1,
                 Err(what) => {
-                    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
-                        .join(format!("damaged-{}-{}", std::process::id(), violations.len()));
+                    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+                        "damaged-{}-{}",
+                        std::process::id(),
+                        violations.len()
+                    ));
                     put_image(&kept, &image);
                     eprintln!("{told}, kept in {}: {what}", kept.display());
                     violations.push(told);

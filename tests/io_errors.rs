@@ -34,8 +34,15 @@ const CHAIN: usize = 400;
 const PAYMENTS_AFTER: usize = 5;
 
 /// How a call fails, and whether all after it do so too.
-const FAULTS: [(&str, bool); 7] =
-    [("eio", false), ("eio", true), ("enospc", false), ("enospc", true), ("short", false), ("short", true), ("full", true)];
+const FAULTS: [(&str, bool); 7] = [
+    ("eio", false),
+    ("eio", true),
+    ("enospc", false),
+    ("enospc", true),
+    ("short", false),
+    ("short", true),
+    ("full", true),
+];
 
 /// A network of one, whose wallet has signed all its payments beforehand.
 struct Alone {

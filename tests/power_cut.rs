@@ -131,7 +131,13 @@ fn cut_while_opening(net: &TestNet, image: &Image, said: &Said, until: usize, di
     records[..place].iter().for_each(|record| disk.follow(record));
     let loss = Loss::any(dice);
     let image = disk.after_power_cut(loss, dice);
-    assert_holds(net, &image, said, until, &format!("{told}, and again at {place} of {} of opening, {loss:?}", records.len()));
+    assert_holds(
+        net,
+        &image,
+        said,
+        until,
+        &format!("{told}, and again at {place} of {} of opening, {loss:?}", records.len()),
+    );
 }
 
 /// Keeps an image that shows a fault.

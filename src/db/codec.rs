@@ -1,5 +1,7 @@
 //! Records as rows: bincode, split where a value would become a blob.
 
+use std::ops::Bound;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -123,8 +125,18 @@ pub(super) fn records<T: DeserializeOwned>(
     tree: &Tree,
     id: TreeId,
 ) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
+    records_within(tree, id, Bound::Unbounded, Bound::Unbounded)
+}
+
+/// Those whose first row is within these bounds.
+pub(super) fn records_within<T: DeserializeOwned>(
+    tree: &Tree,
+    id: TreeId,
+    from: Bound<Vec<u8>>,
+    to: Bound<Vec<u8>>,
+) -> impl Iterator<Item = Result<(Vec<u8>, T), DatabaseError>> + use<T> {
     let source = tree.clone();
-    tree.iter().filter_map(move |row| {
+    tree.range(from, to).filter_map(move |row| {
         let key = match row {
             Ok((key, _)) => key,
             Err(error) => return Some(Err(error)),

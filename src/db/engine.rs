@@ -95,7 +95,16 @@ pub(super) enum Engine {
         file: File,
         guard: Guard,
     },
+    /// Opened to be looked at: nothing can be written.
+    Sealed {
+        _db: sled::Db,
+    },
     Memory(MemoryDisk),
+}
+
+fn sealed<T>() -> Result<T, DatabaseError> {
+    let source = std::io::Error::other("the database was opened to be looked at");
+    Err(DatabaseError::Io { what: "writing", source })
 }
 
 impl Engine {
@@ -119,6 +128,7 @@ impl Engine {
                     TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
                 })
             }
+            Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().apply(rows),
         }
     }
@@ -130,6 +140,7 @@ impl Engine {
                 db.flush()?;
                 file.sync_data().map_err(DatabaseError::io("syncing the database"))
             }
+            Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().sync(),
         }
     }
@@ -138,6 +149,7 @@ impl Engine {
     pub(super) fn write_guard(&self, stamp: Stamp) -> Result<(), DatabaseError> {
         match self {
             Self::Sled { guard, .. } => guard.write(stamp),
+            Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().write_guard(stamp),
         }
     }

@@ -63,7 +63,10 @@ pub(crate) type FrozenRow = (&'static str, Vec<u8>, Option<Vec<u8>>);
 pub use crate::consensus::LogEntry;
 pub use commit::{CommitBatch, Durable};
 pub use engine::{DiskImage, MemoryDisk};
-pub use inspect::{Row, TREE_NAMES, Trees as InspectTrees};
+pub use inspect::{
+    Condition, FenceStats, Filter, Flight, Found, GuardStats, HeldCertificate, KeyError, Place, Row, Rows, StateStats,
+    Stats, SupplyStats, TREE_NAMES, Thing, TreeStats, Trees as InspectTrees,
+};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
 pub use repair::{Plan, PlanStep, Remedy, Repaired, plan, repair};

@@ -4,15 +4,13 @@
 use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
-use super::flight::FlightTable;
 use super::guard::{Guard, Stamp, sync_directory};
-use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
-use super::store::{Reader, Shared, Trees};
+use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
+use super::store::Trees;
 use super::{DatabaseError, FrozenRow};
 use crate::consensus::FenceState;
 use crate::limits::LOCK_WAIT;
@@ -33,7 +31,8 @@ impl Storage {
     /// The files in `data_dir`, made if they are not there.
     pub(super) fn open(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
-        let (db, trees) = open_sled(data_dir, cache_bytes)?;
+        let every_tree = |db: &sled::Db| TreeId::ALL.iter().map(|id| Ok(db.open_tree(id.name())?)).collect();
+        let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
         let file = OpenOptions::new().read(true).write(true).open(sled_file(data_dir));
@@ -41,6 +40,24 @@ impl Storage {
         let (guard, stamp) = Guard::open(data_dir)?;
         let readable = Trees::new(|id| Tree::Sled(trees[id as usize].clone()));
         Ok(Self { engine: Engine::Sled { db, trees, file, guard }, trees: readable, stamp })
+    }
+
+    /// The files of a database that is only looked at. It has to exist, and nothing is made
+    /// in it: no guard, no tree. A tree that an older schema has not got is empty.
+    pub(super) fn look(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+        if !is_there(data_dir) {
+            return Err(DatabaseError::Missing(data_dir.to_path_buf()));
+        }
+        let (db, trees) = open_sled(data_dir, cache_bytes, |db| {
+            let (names, empty) = (db.tree_names(), MemoryDisk::new());
+            let open = |id: TreeId| match names.iter().any(|name| *name == id.name().as_bytes()) {
+                true => Ok(Tree::Sled(db.open_tree(id.name())?)),
+                false => Ok(Tree::Memory(empty.clone(), id)),
+            };
+            TreeId::ALL.into_iter().map(open).collect::<Result<Vec<_>, DatabaseError>>()
+        })?;
+        let trees = Trees::new(|id| trees[id as usize].clone());
+        Ok(Self { engine: Engine::Sealed { _db: db }, trees, stamp: Guard::read(data_dir)? })
     }
 
     /// A disk in memory.
@@ -54,17 +71,6 @@ impl Storage {
 
     pub(super) fn meta<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DatabaseError> {
         read_meta(&self.trees, key)
-    }
-
-    /// Reads what is in it, beside whoever writes.
-    pub(super) fn reader(&self) -> Result<Reader, DatabaseError> {
-        let network = self.meta::<StoredNetwork>(meta::NETWORK)?;
-        let network = network.ok_or_else(|| DatabaseError::corrupt("meta", "it was never filled to the end"))?;
-        let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
-        let tip = self.meta::<StoredTip>(meta::CHAIN)?.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;
-        let (flights, ..) = FlightTable::read(&self.trees, true)?;
-        let height = tip.tip()?.height;
-        Ok(Reader { shared: Arc::new(Shared::new(self.trees.clone(), network, &head, height, flights)) })
     }
 
     /// Brings an older schema up to this program's, one step after the other.
@@ -171,12 +177,22 @@ pub(super) fn is_there(data_dir: &Path) -> bool {
     sled_file(data_dir).is_file()
 }
 
+/// Bytes of sled's files in a data directory.
+pub(super) fn size_on_disk(data_dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(data_dir.join(DATABASE_DIR)) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
+}
+
 /// Opens sled; one that was closed in this process just now may still hold its lock for a
 /// moment, until the last of its threads has ended.
-fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
+fn open_sled<T>(
+    data_dir: &Path,
+    cache_bytes: u64,
+    trees: impl Fn(&sled::Db) -> Result<T, DatabaseError>,
+) -> Result<(sled::Db, T), DatabaseError> {
     let began = Instant::now();
     loop {
-        match try_open_sled(data_dir, cache_bytes) {
+        match try_open_sled(data_dir, cache_bytes, &trees) {
             Err(DatabaseError::InUse(_)) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_WAIT / 50),
             opened => return opened,
         }
@@ -185,13 +201,17 @@ fn open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::T
 
 /// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
 /// caller down.
-fn try_open_sled(data_dir: &Path, cache_bytes: u64) -> Result<(sled::Db, Vec<sled::Tree>), DatabaseError> {
+fn try_open_sled<T>(
+    data_dir: &Path,
+    cache_bytes: u64,
+    trees: impl Fn(&sled::Db) -> Result<T, DatabaseError>,
+) -> Result<(sled::Db, T), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
     remove_stale_snapshots(&path)?;
     let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let db = config.open()?;
-        let trees = TreeId::ALL.iter().map(|id| db.open_tree(id.name())).collect::<Result<_, _>>()?;
+        let trees = trees(&db)?;
         Ok::<_, DatabaseError>((db, trees))
     }));
     match opened {

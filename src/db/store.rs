@@ -484,9 +484,7 @@ impl Reader {
 
     /// Bytes on disk.
     pub fn size_on_disk(&self, data_dir: &std::path::Path) -> u64 {
-        let database = data_dir.join(super::open::DATABASE_DIR);
-        let Ok(entries) = std::fs::read_dir(database) else { return 0 };
-        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
+        super::open::size_on_disk(data_dir)
     }
 }
 

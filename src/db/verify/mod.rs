@@ -261,7 +261,7 @@ pub fn verify_data_dir(
     if !super::open::is_there(data_dir) {
         return Err(DatabaseError::Missing(data_dir.to_path_buf()));
     }
-    let storage = Storage::open(data_dir, cache_bytes)?;
+    let storage = Storage::look(data_dir, cache_bytes)?;
     super::open::schema_check(&storage.trees)?;
     Ok(verify(storage, options))
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use time_masternode::consensus::{AgreementRecord, ConsensusMessage, LogEntry, VoteKind};
 use time_masternode::db::{DatabaseError, Opened, Reader, SubscriptionKey};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind};
-use time_masternode::types::{BlockHash, ConsensusStep, GenesisHash, Height, OutPoint, PublicKey, Transaction, Txid, UTXOState};
+use time_masternode::types::{
+    BlockHash, ConsensusStep, GenesisHash, Height, OutPoint, PublicKey, Transaction, Txid, UTXOState,
+};
 
 use super::trace::{Listener, Record};
 

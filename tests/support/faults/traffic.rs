@@ -66,7 +66,19 @@ impl Traffic {
             wallets.push(sender);
         }
         let dice = dice.another();
-        Self { dice, most: 60, contested: 8, to, free, under_way: BTreeMap::new(), stuck: 0, bodies, wallets, news, tasks }
+        Self {
+            dice,
+            most: 60,
+            contested: 8,
+            to,
+            free,
+            under_way: BTreeMap::new(),
+            stuck: 0,
+            bodies,
+            wallets,
+            news,
+            tasks,
+        }
     }
 
     /// Pays until `done` says so.

@@ -1,0 +1,194 @@
+//! What stands in the database of a stopped node, for tools that look at one.
+//!
+//! Nothing is changed, and nothing is made that was not there. A row that cannot be read is
+//! an error of its own; the rows after it are read all the same. A damaged database may
+//! make sled panic while it is read: whoever looks at a suspect one catches that.
+
+mod filter;
+mod flight;
+mod lookup;
+mod record;
+mod stats;
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use self::record::KeyRange;
+use super::DatabaseError;
+use super::engine::Engine;
+use super::flight::FlightTable;
+use super::guard::{Agreement, Stamp, compare};
+use super::open::{self, Storage};
+use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
+use super::store::{Reader, Shared, Trees as StoreTrees, sequence_of};
+use crate::types::{Genesis, Height, Network};
+
+pub use filter::Filter;
+pub use flight::{Flight, HeldCertificate, Place};
+pub use lookup::{Found, KeyError, Thing};
+pub use stats::{FenceStats, GuardStats, StateStats, Stats, SupplyStats, TreeStats};
+
+/// The names of the trees, as `dump --tree` takes them.
+pub const TREE_NAMES: [&str; 14] = [
+    "meta",
+    "utxos",
+    "addresses",
+    "locks",
+    "votes",
+    "certificates",
+    "transactions",
+    "changes",
+    "subscriptions",
+    "blocks",
+    "confirmed",
+    "dead",
+    "agreement",
+    "fence",
+];
+
+/// Bytes of the cache where nobody says how many.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// The tree's name.
+    pub tree: &'static str,
+    /// The key, readable.
+    pub key: String,
+    /// The value, decoded.
+    pub value: Value,
+}
+
+/// Who a database belongs to and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Its schema; `None` if it was never filled.
+    pub schema: Option<u32>,
+    /// Whose it is; `None` if it was never filled to the end.
+    pub network: Option<StoredNetwork>,
+    /// The number of the last commit.
+    pub commit: u64,
+    /// The last sequence of the change log.
+    pub sequence: u64,
+    /// The height of its chain.
+    pub height: Height,
+    /// The last commit that the guard has seen.
+    pub guarded: Option<u64>,
+    /// Whether that is the same.
+    pub agreement: Agreement,
+}
+
+/// The trees of a stopped node's database.
+#[derive(Debug)]
+pub struct Trees {
+    trees: StoreTrees,
+    network: Network,
+    stamp: Option<Stamp>,
+    data_dir: PathBuf,
+    _engine: Engine,
+}
+
+/// Rows in order of key.
+pub type Rows = Box<dyn Iterator<Item = Result<Row, DatabaseError>>>;
+
+impl Trees {
+    /// Opens the database in `data_dir` for inspection. It has to exist, and no other
+    /// process may have it open.
+    pub fn open(data_dir: &Path) -> Result<Self, DatabaseError> {
+        Self::open_with_cache(data_dir, CACHE_BYTES)
+    }
+
+    /// The same with another cache.
+    pub fn open_with_cache(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+        let Storage { engine, trees, stamp } = Storage::look(data_dir, cache_bytes)?;
+        let schema = open::schema_check(&trees)?;
+        tracing::debug!(schema, "opened for inspection");
+        let network = open::read_meta::<StoredNetwork>(&trees, meta::NETWORK)?.map(|stored| stored.network);
+        let network = network.unwrap_or(Network::Devnet);
+        Ok(Self { trees, network, stamp, data_dir: data_dir.to_path_buf(), _engine: engine })
+    }
+
+    fn meta<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DatabaseError> {
+        open::read_meta(&self.trees, key)
+    }
+
+    fn head(&self) -> Result<Head, DatabaseError> {
+        Ok(self.meta(meta::HEAD)?.unwrap_or(Head::EMPTY))
+    }
+
+    /// Who it belongs to and how far it is.
+    pub fn condition(&self) -> Result<Condition, DatabaseError> {
+        let head = self.head()?;
+        let tip = self.meta::<StoredTip>(meta::CHAIN)?.map(|stored| stored.tip()).transpose()?;
+        Ok(Condition {
+            schema: self.meta(meta::SCHEMA)?,
+            network: self.meta(meta::NETWORK)?,
+            commit: head.commit,
+            sequence: head.sequence,
+            height: tip.map_or(0, |tip| tip.height),
+            guarded: self.stamp.map(|stamp| stamp.commit),
+            agreement: compare(self.stamp, &head),
+        })
+    }
+
+    /// Refuses the database of another network.
+    pub fn belongs_to(&self, genesis: &Genesis) -> Result<(), DatabaseError> {
+        let stored = self.meta::<StoredNetwork>(meta::NETWORK)?;
+        match stored.map(|stored| stored.genesis_hash).filter(|found| *found != genesis.hash()) {
+            Some(found) => Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found }),
+            None => Ok(()),
+        }
+    }
+
+    /// Which network it is of.
+    pub const fn network(&self) -> Network {
+        self.network
+    }
+
+    /// The database as the node reads it. `None` if it was never filled to the end.
+    pub(super) fn reader(&self) -> Result<Option<Reader>, DatabaseError> {
+        let condition = self.condition()?;
+        let Some(network) = condition.network else { return Ok(None) };
+        let (flights, ..) = FlightTable::read(&self.trees, true)?;
+        let shared = Shared::new(self.trees.clone(), network, &self.head()?, condition.height, flights);
+        Ok(Some(Reader { shared: std::sync::Arc::new(shared) }))
+    }
+
+    /// The records of one tree, in order of key. `None` if there is no such tree.
+    pub fn rows(&self, name: &str) -> Option<Rows> {
+        self.select(name, Filter::default()).ok().flatten()
+    }
+
+    /// Those that a filter admits.
+    pub fn select(&self, name: &str, filter: Filter) -> Result<Option<Rows>, DatabaseError> {
+        let Some(id) = TreeId::named(name) else { return Ok(None) };
+        let network = self.network;
+        let records = record::walk(self.trees.get(id), id, self.range(id, &filter)?, self.reader()?.as_ref(), network);
+        Ok(Some(Box::new(records.filter_map(move |record| match record {
+            Ok(record) => filter.admits(&record.content, network).then(|| Ok(record.into_row())),
+            Err(error) => Some(Err(error)),
+        }))))
+    }
+
+    /// Where the wanted records stand. A row of the log holds several entries, so the first
+    /// wanted one may stand in the row before.
+    fn range(&self, id: TreeId, filter: &Filter) -> Result<KeyRange, DatabaseError> {
+        let (from, to) = filter.range(id);
+        match (id, from) {
+            (TreeId::Changes, Bound::Included(from)) => {
+                let before = self.trees.get(id).range(Bound::Unbounded, Bound::Included(from.clone())).next_back();
+                let start = before.transpose()?.map_or(from, |(key, _)| key.to_vec());
+                Ok((Bound::Included(start), to))
+            }
+            (_, from) => Ok((from, to)),
+        }
+    }
+
+    /// The first number in the change log, if it has any.
+    pub fn log_begins(&self) -> Result<Option<u64>, DatabaseError> {
+        self.trees.get(TreeId::Changes).first()?.map(|(key, _)| sequence_of(&key)).transpose()
+    }
+}

@@ -1,0 +1,86 @@
+//! What is wrong with a database that cannot be used, and what to do next.
+
+use serde::Serialize;
+use time_masternode::db::DatabaseError;
+
+use super::report::{Format, remark};
+use super::supervise::Supervised;
+
+/// A failure as an operator reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// What could not be done, and why.
+    pub error: String,
+    /// The same for scripts.
+    pub kind: &'static str,
+    /// What to do next.
+    pub next: Option<&'static str>,
+}
+
+const DAMAGED: &str = "keep the directory as it is and do not start the node on it; restore a backup \
+    (`time-db restore`), or set the directory aside and let the node fetch the ledger again behind its fence";
+
+impl Failure {
+    /// What an error means.
+    pub fn of(error: &anyhow::Error) -> Self {
+        let causes = || error.chain();
+        let database = causes().find_map(|cause| cause.downcast_ref::<DatabaseError>());
+        let supervised = causes().find_map(|cause| cause.downcast_ref::<Supervised>());
+        let (kind, next) = match (database, supervised) {
+            (Some(database), _) => of_database(database),
+            (None, Some(Supervised::OpenTimeout(_))) => (
+                "damaged",
+                Some(
+                    "if the database is very large and the disk slow, give it more time with --open-timeout; \
+                      otherwise keep the directory as it is and restore a backup (`time-db restore`)",
+                ),
+            ),
+            (None, Some(Supervised::Engine(_))) => ("damaged", Some(DAMAGED)),
+            (None, Some(Supervised::Bug(_))) => ("bug", Some("please report it, with the command that you gave")),
+            (None, None) => ("failed", None),
+        };
+        // Every message already says what caused it; the chain would say it twice.
+        Self { error: error.to_string(), kind, next }
+    }
+
+    /// Tells it.
+    pub fn tell(&self, format: Format) {
+        match format {
+            Format::Table => {
+                remark(&self.error);
+                if let Some(next) = self.next {
+                    remark(&format!("next: {next}"));
+                }
+            }
+            Format::Json | Format::Ndjson => eprintln_json(self),
+        }
+    }
+}
+
+fn eprintln_json(failure: &Failure) {
+    use std::io::Write;
+    let text = serde_json::to_string(failure).unwrap_or_else(|_| failure.error.clone());
+    writeln!(std::io::stderr().lock(), "{text}").unwrap_or_default();
+}
+
+fn of_database(error: &DatabaseError) -> (&'static str, Option<&'static str>) {
+    match error {
+        DatabaseError::InUse(_) => {
+            ("in_use", Some("stop the node, or copy its directory while it is stopped and look at the copy"))
+        }
+        DatabaseError::Missing(_) => (
+            "missing",
+            Some("check --data-dir: it is the directory that holds `db` and `guard`, as in the node's configuration"),
+        ),
+        DatabaseError::OtherNetwork { .. } => {
+            ("other_network", Some("check --genesis and --data-dir: they have to be of the same network"))
+        }
+        DatabaseError::OtherKey { .. } => ("other_key", Some("use the directory that belongs to the key")),
+        DatabaseError::NewerSchema { .. } => {
+            ("newer_schema", Some("use the program that wrote it, or a newer one; nothing was changed"))
+        }
+        DatabaseError::Damaged(_) | DatabaseError::Sled(_) => ("damaged", Some(DAMAGED)),
+        DatabaseError::Corrupt { .. } => ("corrupt", Some(DAMAGED)),
+        DatabaseError::Io { .. } => ("io", Some("check the disk, the space left on it, and the permissions")),
+    }
+}
