@@ -22,6 +22,8 @@ pub(super) struct Lacking(BTreeMap<BlockHash, Errand>);
 #[derive(Debug)]
 struct Errand {
     entries: Vec<Wanted>,
+    /// How many of them, from the first, have been found here since.
+    found: usize,
     again_ms: u64,
     tries: u32,
 }
@@ -185,9 +187,14 @@ impl Machine {
     /// A block that lacked something is looked at again when all of it is here, and when it
     /// is time to ask again. Whatever else comes must not be a reason: an answer without
     /// what was asked for would be the next question at once.
-    fn may_be_judged<V: View>(&self, step: &Step<'_, V>, hash: &BlockHash) -> bool {
-        let Some(errand) = self.lacking.0.get(hash) else { return true };
-        step.now.ms >= errand.again_ms || !errand.entries.iter().any(|entry| self.lacks(step, entry))
+    fn may_be_judged<V: View>(&mut self, step: &Step<'_, V>, hash: &BlockHash) -> bool {
+        let Some(Errand { entries, found, again_ms, .. }) = self.lacking.0.get(hash) else { return true };
+        let still_lacking = entries.iter().skip(*found).position(|entry| self.lacks(step, entry));
+        let due = step.now.ms >= *again_ms;
+        if let (Some(more), Some(errand)) = (still_lacking, self.lacking.0.get_mut(hash)) {
+            errand.found += more;
+        }
+        due || still_lacking.is_none()
     }
 
     /// The proposer is asked first, then everybody.
@@ -206,6 +213,6 @@ impl Machine {
             step.act(Action::Request { to, txid: *txid });
         }
         let again_ms = step.now.ms + (ASK_EVERYBODY_AFTER_MS << tries.min(5));
-        self.lacking.0.insert(hash, Errand { entries, again_ms, tries });
+        self.lacking.0.insert(hash, Errand { entries, found: 0, again_ms, tries });
     }
 }
