@@ -24,6 +24,7 @@ use liar::{BlockLie, CoinLie, HistoryLie, Liars, Lies, Rng};
 use support::{Coin, Link, TestNet, Wallet, until, within};
 use time_masternode::net::{GetBlocks, GetTransactions, NetworkMessage, TransactionStatusKind};
 use time_masternode::types::{Amount, DecidedBlock, OutPoint, Output, SecretKey, Transaction, Txid, UTXOState};
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Groups of rivals that are contested at once.
 const GROUPS_AT_ONCE: usize = 40;
@@ -38,12 +39,17 @@ fn rounds() -> usize {
     std::env::var("TIME_CONFLICT_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(GROUPS_AT_ONCE)
 }
 
+/// Each network is many processes; two at once would only wait for each other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 /// A network of which some members lie.
 struct Contest {
     net: TestNet,
     honest: Vec<usize>,
     liars: Liars,
     rng: Rng,
+    /// Given back when everything else is gone.
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// Coins and what contests them.
@@ -56,6 +62,7 @@ struct Group {
 
 impl Contest {
     async fn new(nodes: u16, liars: &[usize], lies: Lies) -> Self {
+        let turn = ONE_AT_A_TIME.lock().await;
         let seed = seed();
         let mut net = TestNet::new(nodes);
         let honest: Vec<usize> = (0..usize::from(nodes)).filter(|node| !liars.contains(node)).collect();
@@ -63,7 +70,7 @@ impl Contest {
         honest.iter().for_each(|&node| net.start(node));
         net.wait_ready(&honest);
         liars.connected().await;
-        Self { net, honest, liars, rng: Rng::new(seed) }
+        Self { _turn: turn, net, honest, liars, rng: Rng::new(seed) }
     }
 
     /// A wallet at each honest node.
@@ -141,7 +148,8 @@ impl Contest {
 
     /// Contests these groups once; gives how long the slowest coin took to be spent or free,
     /// and how long until all were spent.
-    async fn contest(&mut self, groups: Vec<Group>) -> (Duration, Duration) {
+    /// Meanwhile one of the honest nodes may be killed and started again.
+    async fn contest(&mut self, groups: Vec<Group>, victim: Option<usize>) -> (Duration, Duration) {
         self.liars.give_ghosts(groups.iter().flat_map(|group| group.ghosts.clone()));
         let mut to_node: Vec<Vec<Transaction>> = vec![Vec::new(); self.honest.len()];
         for group in &groups {
@@ -158,6 +166,16 @@ impl Contest {
         let mut accepted = Vec::new();
         for sent in sending {
             accepted.push(sent.await.unwrap());
+        }
+        if let Some(victim) = victim {
+            // Some time before, within or after the seconds in which it is decided.
+            let moment = u64::try_from(self.rng.below(2_500)).unwrap();
+            tokio::time::sleep(Duration::from_millis(moment)).await;
+            self.net.kill(self.honest[victim]);
+            self.net.start(self.honest[victim]);
+            self.net.wait_ready(&self.honest);
+            // What it had not written down it may have forgotten, and so cannot name.
+            accepted[victim].clear();
         }
         let outpoints: Vec<OutPoint> = groups.iter().flat_map(|g| &g.coins).map(|coin| coin.outpoint).collect();
         let coins: BTreeMap<OutPoint, &Coin> =
@@ -326,7 +344,8 @@ async fn chain(net: &TestNet, node: usize) -> Vec<DecidedBlock> {
     }
 }
 
-async fn conflicts_end(nodes: u16, liars: &[usize]) {
+/// Lets conflicts end, as many as are wanted, with honest nodes killed meanwhile or not.
+async fn conflicts_end(nodes: u16, liars: &[usize], kill: bool) {
     let mut contest = Contest::new(nodes, liars, Lies::ALL).await;
     let rounds = rounds();
     let mut mothers = Vec::new();
@@ -339,7 +358,8 @@ async fn conflicts_end(nodes: u16, liars: &[usize]) {
         let mut coins = contest.split(&mother, 4 * GROUPS_AT_ONCE).await;
         let groups: Vec<Group> = (0..GROUPS_AT_ONCE.min(rounds - done)).map(|_| contest.group(&mut coins)).collect();
         done += groups.len();
-        let (free, spent) = contest.contest(groups).await;
+        let victim = kill.then(|| contest.rng.below(contest.honest.len()));
+        let (free, spent) = contest.contest(groups, victim).await;
         (slowest_free, slowest_spent) = (slowest_free.max(free), slowest_spent.max(spent));
         contest.assert_alive();
         eprintln!("{done} of {rounds} groups: free or spent within {free:?}, all spent within {spent:?}");
@@ -358,12 +378,19 @@ async fn conflicts_end(nodes: u16, liars: &[usize]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conflicts_end_on_four_nodes_of_which_one_lies() {
-    conflicts_end(4, &[3]).await;
+    conflicts_end(4, &[3], false).await;
+}
+
+/// `kill -9` of an honest node in the middle of every contest: with the liar that is more
+/// than a third, so nothing ends before it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflicts_end_although_nodes_are_killed_and_one_lies() {
+    conflicts_end(4, &[1], true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conflicts_end_on_seven_nodes_of_which_two_lie() {
-    conflicts_end(7, &[2, 3]).await;
+    conflicts_end(7, &[2, 3], false).await;
 }
 
 /// Payments that nobody contradicts, one after the other, for so many blocks more: the
