@@ -113,6 +113,14 @@ pub enum DatabaseError {
         /// The newest known one.
         known: u32,
     },
+    /// It was written by an older program, and the network's genesis is not at hand.
+    #[error("the database has schema {found}, and this program writes {known}: migrate it first")]
+    OlderSchema {
+        /// The stored schema.
+        found: u32,
+        /// This program's.
+        known: u32,
+    },
     /// A row that cannot be read.
     #[error("a row of tree {tree} cannot be read: {what}")]
     Corrupt {

@@ -11,7 +11,7 @@ use super::engine::MemoryDisk;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{Storage, open_migrated};
-use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
+use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Database, Shared, Trees};
 use crate::consensus::{AgreementRecord, ChainTip, FenceState, Recovered, Suspension};
 use crate::types::{Genesis, PublicKey, Txid};
@@ -71,15 +71,19 @@ impl Database {
         Self::recover(storage, owner)
     }
 
-    /// Opens a database that is there, whoever owns it, for tools: nobody votes with it.
-    pub(super) fn open_offline(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+    /// Opens a database that is there, whoever owns it, for a tool that changes it. It has to
+    /// be filled to the end and of this program's schema.
+    pub fn open_offline(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
         if !super::open::is_there(data_dir) {
             return Err(DatabaseError::Missing(data_dir.to_path_buf()));
         }
         let storage = Storage::open(data_dir, cache_bytes)?;
-        super::open::schema_check(&storage.trees)?;
-        let network = storage.meta::<StoredNetwork>(meta::NETWORK)?;
-        let network = network.ok_or_else(|| DatabaseError::corrupt("meta", "it was never filled to the end"))?;
+        let unfinished = || DatabaseError::corrupt("meta", "the database was never filled to the end");
+        match super::open::schema_check(&storage.trees)?.ok_or_else(unfinished)? {
+            SCHEMA_VERSION => {}
+            found => return Err(DatabaseError::OlderSchema { found, known: SCHEMA_VERSION }),
+        }
+        let network = storage.meta::<StoredNetwork>(meta::NETWORK)?.ok_or_else(unfinished)?;
         Ok(Self::carry_on(storage, network, true)?.database)
     }
 

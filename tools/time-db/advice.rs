@@ -79,6 +79,7 @@ fn of_database(error: &DatabaseError) -> (&'static str, Option<&'static str>) {
         DatabaseError::NewerSchema { .. } => {
             ("newer_schema", Some("use the program that wrote it, or a newer one; nothing was changed"))
         }
+        DatabaseError::OlderSchema { .. } => ("older_schema", Some("run `time-db migrate` on it, or give --genesis")),
         DatabaseError::Damaged(_) | DatabaseError::Sled(_) => ("damaged", Some(DAMAGED)),
         DatabaseError::Corrupt { .. } => ("corrupt", Some(DAMAGED)),
         DatabaseError::Io { .. } => ("io", Some("check the disk, the space left on it, and the permissions")),
