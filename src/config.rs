@@ -236,6 +236,11 @@ pub fn make_data_dir(data_dir: &Path) -> Result<(), FileError> {
     files::create_new(&data_dir.join(FIRST_START_FILE), 0o644, text.as_bytes())
 }
 
+/// The key of this data directory has been used, whatever the file says.
+pub fn forget_first_start(data_dir: &Path) -> Result<(), FileError> {
+    files::remove(&data_dir.join(FIRST_START_FILE))
+}
+
 impl TryFrom<Options> for Settings {
     type Error = ConfigError;
 
@@ -330,7 +335,7 @@ impl Settings {
             first_start: self.first_start,
             retention_blocks: self.retention_blocks,
         })?;
-        files::remove(&self.data_dir.join(FIRST_START_FILE))?;
+        forget_first_start(&self.data_dir)?;
         let node = MasternodeUTXOIntegration::new(self.id, Arc::new(ledger), Arc::new(peers));
         Ok(node.listening(self.listen))
     }

@@ -4,57 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
 
 mod support;
+#[path = "support/tool.rs"]
+mod tool;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Coin, TestNet, Wallet, within};
+use support::{Coin, TestNet};
 use time_masternode::net::TransactionStatusKind;
-use time_masternode::types::{Address, SecretKey, Transaction, Txid};
-
-fn time_db(data_dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_time-db")).arg("--data-dir").arg(data_dir).args(args).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// The JSON that a command prints; it has to end with this exit code.
-fn json_of(data_dir: &Path, args: &[&str], code: i32) -> Value {
-    let output = time_db(data_dir, &[args, &["--format", "json"]].concat());
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", stdout(&output)))
-}
-
-fn rows(data_dir: &Path, args: &[&str]) -> Vec<Value> {
-    json_of(data_dir, args, 0).as_array().unwrap().clone()
-}
+use time_masternode::types::{Address, SecretKey, Transaction};
+use tool::{copy, failure, json_of, rows, stderr, stdout, time_db, until_confirmed};
 
 /// The trees that rows are of, with how many there are of each.
 fn trees(rows: &[Value]) -> std::collections::BTreeMap<String, usize> {
     let mut trees = std::collections::BTreeMap::new();
     rows.iter().for_each(|row| *trees.entry(row["tree"].as_str().unwrap().to_owned()).or_default() += 1);
     trees
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
-}
-
-async fn until_confirmed(wallet: &mut Wallet, txid: Txid) {
-    within("confirmation", async {
-        while wallet.query(txid).await.status != TransactionStatusKind::Confirmed {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    })
-    .await;
 }
 
 /// A network that was used and stopped.
@@ -309,15 +275,6 @@ fn configuration(used: &Used) {
     let neither = Command::new(env!("CARGO_BIN_EXE_time-db")).arg("stats").output().unwrap();
     assert_eq!(neither.status.code(), Some(2));
     assert!(stderr(&neither).contains("data_dir"), "{}", stderr(&neither));
-}
-
-/// The failure that a command tells as JSON; it has to end with 2.
-fn failure(data_dir: &Path, args: &[&str]) -> Value {
-    let output = time_db(data_dir, &[args, &["--format", "json"]].concat());
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let text = stderr(&output);
-    let last = text.lines().last().unwrap_or_else(|| panic!("it says nothing"));
-    serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
 /// Opens sled itself, as no program of this project would.

@@ -46,8 +46,10 @@ mod repair_fence;
 mod repair_flight;
 mod schema;
 mod store;
+mod switch;
 mod verify;
 mod view;
+mod watcher;
 
 #[path = "../../migrations/m0001_initial.rs"]
 mod m0001_initial;
@@ -61,6 +63,7 @@ mod m0003_fence;
 pub(crate) type FrozenRow = (&'static str, Vec<u8>, Option<Vec<u8>>);
 
 pub use crate::consensus::LogEntry;
+pub use backup::{PutInPlace, backup, restore};
 pub use commit::{CommitBatch, Durable};
 pub use engine::{DiskImage, MemoryDisk};
 pub use inspect::{
@@ -74,6 +77,7 @@ pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use verify::{Check, Damage, Finding, Report, VerifyOptions, verify_data_dir, verify_in_memory};
 pub use view::LedgerView;
+pub use watcher::Watcher;
 
 #[cfg(doc)]
 use crate::consensus::{AgreementRecord, Dead, FenceState, Settled, Utxo};
@@ -87,6 +91,9 @@ pub enum DatabaseError {
     /// There is none.
     #[error("there is no database in {0}")]
     Missing(std::path::PathBuf),
+    /// A name that is taken.
+    #[error("{0} exists already and is never overwritten")]
+    Exists(std::path::PathBuf),
     /// It is of another network.
     #[error("the database belongs to another network: its genesis is {found}, the configured one is {expected}")]
     OtherNetwork {

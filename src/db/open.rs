@@ -11,7 +11,7 @@ use super::engine::{Engine, MemoryDisk, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
 use super::store::Trees;
-use super::{DatabaseError, FrozenRow};
+use super::{DatabaseError, FrozenRow, switch};
 use crate::consensus::FenceState;
 use crate::limits::LOCK_WAIT;
 use crate::types::{Genesis, PublicKey};
@@ -31,6 +31,7 @@ impl Storage {
     /// The files in `data_dir`, made if they are not there.
     pub(super) fn open(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
+        let _entered = switch::enter(data_dir)?;
         let every_tree = |db: &sled::Db| TreeId::ALL.iter().map(|id| Ok(db.open_tree(id.name())?)).collect();
         let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
         // Also of an old database: a crash may have come between its making and this.
@@ -45,8 +46,13 @@ impl Storage {
     /// The files of a database that is only looked at. It has to exist, and nothing is made
     /// in it: no guard, no tree. A tree that an older schema has not got is empty.
     pub(super) fn look(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
+        let missing = || DatabaseError::Missing(data_dir.to_path_buf());
+        if !switch::will_be_there(data_dir) {
+            return Err(missing());
+        }
+        let _entered = switch::enter(data_dir)?;
         if !is_there(data_dir) {
-            return Err(DatabaseError::Missing(data_dir.to_path_buf()));
+            return Err(missing());
         }
         let (db, trees) = open_sled(data_dir, cache_bytes, |db| {
             let (names, empty) = (db.tree_names(), MemoryDisk::new());

@@ -74,7 +74,7 @@ impl Database {
     /// Opens a database that is there, whoever owns it, for a tool that changes it. It has to
     /// be filled to the end and of this program's schema.
     pub fn open_offline(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
-        if !super::open::is_there(data_dir) {
+        if !super::switch::will_be_there(data_dir) {
             return Err(DatabaseError::Missing(data_dir.to_path_buf()));
         }
         let storage = Storage::open(data_dir, cache_bytes)?;

@@ -72,6 +72,7 @@ fn of_database(error: &DatabaseError) -> (&'static str, Option<&'static str>) {
             "missing",
             Some("check --data-dir: it is the directory that holds `db` and `guard`, as in the node's configuration"),
         ),
+        DatabaseError::Exists(_) => ("exists", Some("give a name that is not taken")),
         DatabaseError::OtherNetwork { .. } => {
             ("other_network", Some("check --genesis and --data-dir: they have to be of the same network"))
         }

@@ -101,6 +101,16 @@ pub enum Command {
     /// Print the change log
     #[command(after_help = "An entry is {sequence, change}; a change is a Transition or a Block.")]
     Changes(Changes),
+    /// Copy the database to a new directory, and see that the copy opens
+    #[command(
+        after_help = "The directory has to be new. A copy that is cut off stands under another name.\n\nExit code 1: it was copied, and does not fit its guard.\n\nExample:\n  time-db --config node/config.toml backup --to backups/monday"
+    )]
+    Backup(Backup),
+    /// Put a backup in place of the database, behind the fence
+    #[command(
+        after_help = "What was there is set aside, never deleted. The node has said more than the backup knows, so\nwhat is restored goes behind the fence: the node asks the other members what it must not\nvote on, and votes on what comes into being after that. Wallets take a new snapshot.\nA backup of an older schema needs --genesis; it is migrated.\n\nExample:\n  time-db --config node/config.toml restore --from backups/monday"
+    )]
+    Restore(Restore),
 }
 
 /// What records have to be about.
@@ -176,6 +186,22 @@ pub struct Changes {
     /// Entries at most
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+}
+
+/// `backup`.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// The directory to make
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+}
+
+/// `restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// A backup, or a copy of a stopped node's data directory
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use time_masternode::config::{ConfigError, Options, read_genesis};
-use time_masternode::db::InspectTrees;
 use time_masternode::db::guard::Agreement;
+use time_masternode::db::{InspectTrees, Watcher};
 use time_masternode::types::Genesis;
 
 use super::cli::Target;
@@ -62,7 +62,9 @@ impl<'a> Context<'a> {
     /// Opens the database to look at it.
     pub fn inspect(&self) -> anyhow::Result<&'static InspectTrees> {
         let genesis = self.genesis_if_given()?;
-        let trees = self.watchdog.opening(|| InspectTrees::open_with_cache(&self.data_dir, self.cache_bytes))?;
+        self.watchdog.opening();
+        let trees = InspectTrees::open_with_cache(&self.data_dir, self.cache_bytes)?;
+        self.watchdog.opened();
         // Never closed: nothing was written, and on a damaged database closing can come apart
         // in the middle of a panic, which nobody could catch.
         let trees: &'static InspectTrees = Box::leak(Box::new(trees));
@@ -79,5 +81,19 @@ impl<'a> Context<'a> {
             ));
         }
         Ok(trees)
+    }
+}
+
+impl Watcher for Context<'_> {
+    fn progress(&self, what: &'static str, done: u64, total: Option<u64>) {
+        self.progress.tell(what, done, total);
+    }
+
+    fn opening(&self) {
+        self.watchdog.opening();
+    }
+
+    fn opened(&self) {
+        self.watchdog.opened();
     }
 }

@@ -3,7 +3,7 @@
 //! - `cli` the arguments, `context` what all commands share, `report` what is printed
 //! - `supervise` keeps a damaged database from taking the program down, `advice` says what
 //!   an error means, `progress` shows how far long work is
-//! - `look` prints what is there: dump, get, changes, locks, stats
+//! - `look` and `stats` print what is there, `copy` makes backups and restores them
 //!
 //! To look changes nothing that a node has said, and makes nothing that was not there. A
 //! running node's directory is refused, for two programs cannot have one sled database open.
@@ -12,6 +12,7 @@
 mod advice;
 mod cli;
 mod context;
+mod copy;
 mod look;
 mod progress;
 mod report;
@@ -61,5 +62,7 @@ fn run(context: &Context<'_>, command: Command) -> anyhow::Result<Outcome> {
         Command::Stats => stats::stats(context),
         Command::Locks => look::locks(context),
         Command::Changes(arguments) => look::changes(context, &arguments),
+        Command::Backup(arguments) => copy::backup(context, &arguments.to),
+        Command::Restore(arguments) => copy::restore(context, &arguments.from),
     }
 }

@@ -46,15 +46,19 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Opens something, within the time that opening has.
-    pub fn opening<T>(&self, open: impl FnOnce() -> T) -> T {
-        // The supervisor ends with the process only, so somebody listens.
-        let told = self.signs.send(Sign::Opening).is_ok();
-        let opened = open();
-        if told {
-            self.signs.send(Sign::Opened).unwrap_or_default();
-        }
-        opened
+    /// Something is being opened; from now on that has its time.
+    pub fn opening(&self) {
+        self.sign(Sign::Opening);
+    }
+
+    /// It is open.
+    pub fn opened(&self) {
+        self.sign(Sign::Opened);
+    }
+
+    /// Whoever listens ends with the process only.
+    fn sign(&self, sign: Sign) {
+        self.signs.send(sign).unwrap_or_default();
     }
 }
 
