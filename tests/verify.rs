@@ -199,3 +199,53 @@ async fn each_damage_is_named_and_has_its_remedy() {
         assert_eq!(again.steps, [], "{story}: nothing is left to repair");
     }
 }
+
+fn time_db(data_dir: &Path, genesis: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_time-db"))
+        .arg("--data-dir")
+        .arg(data_dir)
+        .arg("--genesis")
+        .arg(genesis)
+        .args(args)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.code(), format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// The operator's way: verify names it, repair says what it would do and changes nothing,
+/// --apply does it, and the node comes back, behind the fence, with its wallets' coins.
+#[tokio::test]
+async fn an_operator_repairs_a_member_that_may_have_lost_votes() {
+    let mut net = used_network().await;
+    let genesis = net.directory().join(&net.devnet.genesis_file);
+    let data_dir = net.data_dir(0);
+    assert_eq!(time_db(&data_dir, &genesis, &["verify", "--full"]).0, Some(0));
+    assert_eq!(time_db(&data_dir, &genesis, &["repair"]).0, Some(0), "nothing to repair");
+    std::fs::remove_file(data_dir.join("guard")).unwrap();
+    let (code, text) = time_db(&data_dir, &genesis, &["verify"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the guard has seen 0"), "{text}");
+    for _ in 0..2 {
+        let (code, text) = time_db(&data_dir, &genesis, &["repair"]);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("behind the fence") && text.contains("nothing was changed"), "{text}");
+    }
+    // Started as it is, it follows and does not vote.
+    for node in [0, 1, 2, 3] {
+        net.start(node);
+    }
+    support::until("the member says why", || (net.http(0, "/readyz")?.1.contains("time-db repair")).then_some(()));
+    net.stop(0);
+    let (code, text) = time_db(&data_dir, &genesis, &["repair", "--apply"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(time_db(&data_dir, &genesis, &["repair"]).0, Some(0), "once is enough");
+    assert_eq!(time_db(&data_dir, &genesis, &["verify", "--full"]).0, Some(0));
+    net.start(0);
+    net.wait_ready(&[0, 1, 2, 3]);
+    let status = net.status(0);
+    assert_eq!((&status["voting"], &status["fence"]["standing"]), (&"Active".into(), &true.into()), "{status}");
+    let to = net.address(&SecretKey::generate());
+    let coin = net.coins().remove(2);
+    net.wallet(0).await.pay(&net.pay(&coin, &to, 3)).await;
+}

@@ -24,6 +24,7 @@ use super::repair_fence::{put_behind_fence, suspend};
 use super::repair_flight::{restart_log, settle_flight};
 use super::schema::{Subscription, SubscriptionKey, TreeId, address_key};
 use super::store::{Database, Reader};
+use super::switch::free_name;
 use super::verify::{Damage, Report, VerifyOptions, verify_data_dir};
 use super::{DatabaseError, Owner};
 use crate::consensus::Vote;
@@ -214,13 +215,8 @@ fn owner_of(kept: &Path, cache_bytes: u64) -> Option<Option<crate::types::Public
     Some(database.reader().network().public_key)
 }
 
-/// A name in the data directory that is not taken.
-pub(super) fn free_name(data_dir: &Path, name: &str) -> PathBuf {
-    (1..).map(|n: u64| data_dir.join(format!("{name}-{n}"))).find(|path| !path.exists()).unwrap_or_default()
-}
-
 /// Moves sled's files and the guard out of the way, in one step that is durable.
-pub(super) fn set_aside(data_dir: &Path) -> Result<PathBuf, DatabaseError> {
+fn set_aside(data_dir: &Path) -> Result<PathBuf, DatabaseError> {
     let kept = free_name(data_dir, "set-aside");
     let moved = || {
         std::fs::create_dir_all(&kept)?;

@@ -121,7 +121,7 @@ impl Drop for Building {
 }
 
 /// A name in the data directory that is not taken.
-fn free_name(data_dir: &Path, name: &str) -> PathBuf {
+pub(super) fn free_name(data_dir: &Path, name: &str) -> PathBuf {
     (1..).map(|n: u64| data_dir.join(format!("{name}-{n}"))).find(|path| !path.exists()).unwrap_or_default()
 }
 

@@ -101,6 +101,23 @@ pub enum Command {
     /// Print the change log
     #[command(after_help = "An entry is {sequence, change}; a change is a Transition or a Block.")]
     Changes(Changes),
+    /// Check every invariant by name, in bounded memory
+    #[command(after_help = "Without --genesis no member's signature can be checked; the report says what was left out.
+Exit code 1: something is wrong; where, and what it means for a repair, is said.
+
+Example:
+  time-db --config node/config.toml verify --full")]
+    Verify(Verify),
+    /// Say what would be done about what is wrong, and why that is safe; --apply does it
+    #[command(after_help = "Without --apply nothing is changed. A repair keeps a copy of what was there, and repairing
+twice is the same as once. What may have lost votes goes behind the fence; a ledger that
+is wrong is set aside and fetched from the other members.
+Exit code 1: there is something to repair.
+
+Examples:
+  time-db --config node/config.toml repair
+  time-db --config node/config.toml repair --apply")]
+    Repair(Repair),
     /// Copy the database to a new directory, and see that the copy opens
     #[command(
         after_help = "The directory has to be new. A copy that is cut off stands under another name.\n\nExit code 1: it was copied, and does not fit its guard.\n\nExample:\n  time-db --config node/config.toml backup --to backups/monday"
@@ -186,6 +203,22 @@ pub struct Changes {
     /// Entries at most
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Also the owners' signatures, and the chain executed anew from the genesis
+    #[arg(long)]
+    pub full: bool,
+}
+
+/// `repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Carry the plan out
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// `backup`.

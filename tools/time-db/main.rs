@@ -3,7 +3,8 @@
 //! - `cli` the arguments, `context` what all commands share, `report` what is printed
 //! - `supervise` keeps a damaged database from taking the program down, `advice` says what
 //!   an error means, `progress` shows how far long work is
-//! - `look` and `stats` print what is there, `copy` makes backups and restores them
+//! - `look` and `stats` print what is there, `mend` verifies and repairs, `copy` makes
+//!   backups and restores them
 //!
 //! To look changes nothing that a node has said, and makes nothing that was not there. A
 //! running node's directory is refused, for two programs cannot have one sled database open.
@@ -14,6 +15,7 @@ mod cli;
 mod context;
 mod copy;
 mod look;
+mod mend;
 mod progress;
 mod report;
 mod stats;
@@ -62,6 +64,8 @@ fn run(context: &Context<'_>, command: Command) -> anyhow::Result<Outcome> {
         Command::Stats => stats::stats(context),
         Command::Locks => look::locks(context),
         Command::Changes(arguments) => look::changes(context, &arguments),
+        Command::Verify(arguments) => mend::verify(context, &arguments),
+        Command::Repair(arguments) => mend::repair(context, &arguments),
         Command::Backup(arguments) => copy::backup(context, &arguments.to),
         Command::Restore(arguments) => copy::restore(context, &arguments.from),
     }
