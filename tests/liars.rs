@@ -104,7 +104,7 @@ impl Contest {
 
     /// Spends all of `coins`, and pays a stranger.
     fn spend(&self, coins: &[&Coin]) -> Transaction {
-        let coins: Vec<Coin> = coins.iter().map(|coin| Coin::clone(coin)).collect();
+        let coins: Vec<Coin> = coins.iter().copied().cloned().collect();
         let sum: u64 = coins.iter().map(|coin| coin.amount.units()).sum();
         let amount = Amount::from_units(sum - self.net.genesis.min_fee().units()).unwrap();
         let output = Output { amount, address: self.net.address(&SecretKey::generate()) };
@@ -393,8 +393,8 @@ async fn conflicts_end_on_seven_nodes_of_which_two_lie() {
     conflicts_end(7, &[2, 3], false).await;
 }
 
-/// Payments that nobody contradicts, one after the other, for so many blocks more: the
-/// turn comes to every member more than once, also to the liars.
+/// Payments that nobody contradicts, one after the other, for so many blocks more. With as
+/// many blocks as there are members the turn comes to each of them.
 async fn chain_goes_on(contest: &Contest, blocks: u64) -> Vec<Transaction> {
     let mut wallets = contest.wallets().await;
     let mut coin = contest.free_coin().await;
@@ -425,7 +425,7 @@ async fn until_confirmed(wallet: &mut Wallet, txid: Txid) {
 async fn chain_goes_on_with(blocks: BlockLie, deed: &str) {
     let lies = Lies { coins: None, blocks, history: HistoryLie::None };
     let mut contest = Contest::new(4, &[3], lies).await;
-    chain_goes_on(&contest, 9).await;
+    chain_goes_on(&contest, 5).await;
     contest.assert_alive();
     contest.same_chain().await;
     let deeds = contest.liars.deeds();
@@ -511,14 +511,14 @@ async fn body_of(wallet: &mut Wallet, txid: Txid) -> Transaction {
 async fn observers_catch_up_although_a_member_serves_bad_history() {
     let lies = Lies { history: HistoryLie::Mixed, ..Lies::NONE };
     let mut contest = Contest::new(4, &[3], lies).await;
-    let mut payments = chain_goes_on(&contest, 4).await;
+    let mut payments = chain_goes_on(&contest, 3).await;
     let mut observers = Vec::new();
     for (i, lie) in HistoryLie::EACH.into_iter().enumerate() {
         observers.push((lie, Observer::start(&contest.net, &format!("observer-{i}"))));
         // The next one is told the next lie.
         until("the observer greets the liar", || (contest.liars.observers() > i).then_some(()));
     }
-    payments.extend(chain_goes_on(&contest, 4).await);
+    payments.extend(chain_goes_on(&contest, 3).await);
     let last = payments.last().unwrap().txid();
     for (lie, observer) in &mut observers {
         let mut wallet = Wallet::at(&observer.websocket).await;
