@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::flaw::Flaw;
 use super::machine::{Machine, Step};
 use super::pending::Pending;
 use super::validate::{Rejection, check_ledger};
@@ -384,7 +385,8 @@ impl Machine {
             let spent = view.utxo(&outpoint).is_none_or(|utxo| matches!(utxo.state, UTXOState::Confirmed { .. }));
             spent || walk.spent.contains(&outpoint)
         });
-        if killed || view.is_dead(txid) {
+        let dead = view.is_dead(txid) && !self.has(Flaw::AbortExecutedTwice);
+        if killed || dead {
             return Err(Obstacle::Fault(BlockFault::NotAbortable(*txid)));
         }
         walk.entries.insert(*txid);

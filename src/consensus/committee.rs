@@ -35,6 +35,8 @@ pub struct Committee {
     members: Vec<Masternode>,
     index: BTreeMap<PublicKey, MemberIndex>,
     total_weight: u64,
+    #[cfg(feature = "planted-flaws")]
+    is_quorum_short: bool,
 }
 
 impl Committee {
@@ -43,7 +45,20 @@ impl Committee {
         let members = genesis.masternodes().to_vec();
         let index = (0..).zip(&members).map(|(i, m)| (m.public_key, MemberIndex(i))).collect();
         let total_weight = members.iter().map(|m| m.weight).sum();
-        Self { genesis_hash: genesis.hash(), members, index, total_weight }
+        Self {
+            genesis_hash: genesis.hash(),
+            members,
+            index,
+            total_weight,
+            #[cfg(feature = "planted-flaws")]
+            is_quorum_short: false,
+        }
+    }
+
+    /// Plants a bug: the same members with a quorum of one less than is safe.
+    #[cfg(feature = "planted-flaws")]
+    pub fn with_short_quorum(self) -> Self {
+        Self { is_quorum_short: true, ..self }
     }
 
     /// The epoch in which these are the members.
@@ -88,6 +103,10 @@ impl Committee {
 
     /// The weight that decides.
     pub const fn quorum(&self) -> u64 {
+        #[cfg(feature = "planted-flaws")]
+        if self.is_quorum_short {
+            return quorum(self.total_weight) - 1;
+        }
         quorum(self.total_weight)
     }
 }

@@ -7,6 +7,7 @@ use super::certificate::Certificate;
 use super::committee::MemberIndex;
 use super::event::Suspension;
 use super::finality::WithoutLocks;
+use super::flaw::Flaw;
 use super::machine::{Machine, Step, Timer};
 use super::validate::check_ledger;
 use super::verified::Verified;
@@ -25,6 +26,10 @@ impl Machine {
         member: MemberIndex,
     ) {
         if check_ledger(transaction, &self.rules, &WithoutLocks(step.view())).is_err() {
+            return;
+        }
+        let known = |outpoint| self.evidence.contains_key(&(member, outpoint));
+        if self.has(Flaw::FirstEvidenceKept) && transaction.spends().any(known) {
             return;
         }
         let rivals = self.contradicting(step, transaction);
@@ -82,7 +87,8 @@ impl Machine {
         let ledger = WithoutLocks(step.view());
         let counts = |rival: &Txid| {
             self.pending.get(rival).is_some_and(|p| {
-                p.recorded || p.transaction.as_ref().is_some_and(|t| check_ledger(t, &self.rules, &ledger).is_ok())
+                let counts = p.recorded || self.has(Flaw::DeadStillContradicts);
+                counts || p.transaction.as_ref().is_some_and(|t| check_ledger(t, &self.rules, &ledger).is_ok())
             })
         };
         let mut rivals = self.pending.rivals(transaction);

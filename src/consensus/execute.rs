@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::event::{Action, Fault, Progress, Source};
+use super::flaw::Flaw;
 use super::machine::{Machine, Step, refuse};
 use super::validate::Rejection;
 use super::view::{Dead, Finalized, LogEntry, Settled, Utxo, View};
@@ -139,7 +140,9 @@ impl Machine {
     /// locked it or voted on it, that it died is remembered.
     fn kill<V: View>(&mut self, step: &mut Step<'_, V>, execution: &mut Execution, txid: Txid, by: Option<Txid>) {
         let dead = Dead { by, height: execution.height };
-        self.evidence.retain(|_, named| *named != txid);
+        if !self.has(Flaw::FirstEvidenceKept) {
+            self.evidence.retain(|_, named| *named != txid);
+        }
         for waiting in self.room.leave(&txid).into_iter().chain(self.room.leave_with(&txid)) {
             for (source, copy) in waiting.copies {
                 let child = copy.txid();
@@ -150,9 +153,12 @@ impl Machine {
             }
         }
         let Some(pending) = self.pending.remove(&txid) else { return };
+        #[cfg(feature = "planted-flaws")]
+        self.keep_dead(txid, &pending);
+        let any_holder = self.has(Flaw::AbortExecutedTwice);
         for outpoint in pending.transaction.iter().flat_map(|transaction| transaction.spends()) {
             let Some(old) = step.view().utxo(&outpoint) else { continue };
-            if matches!(old.state, UTXOState::Locked { txid: holder, .. } if holder == txid) {
+            if matches!(old.state, UTXOState::Locked { txid: holder, .. } if holder == txid || any_holder) {
                 step.transition(outpoint, Some(old), Utxo { state: UTXOState::Unspent, ..old });
                 execution.freed.insert(outpoint);
             }

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::certificate::Certificate;
 use super::committee::MemberIndex;
 use super::event::{Action, Suspension, Voting};
+use super::flaw::Flaw;
 use super::machine::{Machine, Step};
 use super::view::View;
 use super::vote::VoteKind;
@@ -118,7 +119,8 @@ impl Machine {
     /// Whether it takes part in agreeing on the next block.
     pub(super) fn may_agree(&self) -> bool {
         let from = self.fence.as_ref().map_or(Some(0), |fence| fence.state.agrees_from());
-        self.may_vote() && from.is_some_and(|from| self.chain.tip.height + 1 >= from)
+        let early = u64::from(self.has(Flaw::AgreesTooEarly));
+        self.may_vote() && from.is_some_and(|from| self.chain.tip.height + 1 + early >= from)
     }
 
     pub(super) fn is_asking(&self) -> bool {
@@ -155,9 +157,11 @@ impl Machine {
             self.put_behind_fence(step, *outpoint);
         }
         for transaction in &page.transactions {
-            for outpoint in transaction.spends().chain(transaction.creates().map(|(outpoint, _)| outpoint)) {
-                self.put_behind_fence(step, outpoint);
-            }
+            let forgets = self.has(Flaw::FenceForgetsTransactions);
+            let forgets_spent = forgets || self.has(Flaw::FenceForgetsSpent);
+            let spent = transaction.spends().filter(|_| !forgets_spent);
+            let created = transaction.creates().map(|(outpoint, _)| outpoint).filter(|_| !forgets);
+            spent.chain(created).for_each(|outpoint| self.put_behind_fence(step, outpoint));
         }
     }
 

@@ -62,7 +62,8 @@ impl Machine {
     /// Rule 3: holding F(T) and everything that T needs, T is final. Whether it is now.
     pub(super) fn consider_finality<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) -> bool {
         let Some(pending) = self.pending.get(&txid) else { return false };
-        let Some(certificate) = pending.certificate(VoteKind::Commit).cloned() else { return false };
+        let approved = pending.certificate(VoteKind::Approve).filter(|_| self.has(Flaw::VotesFinal));
+        let Some(certificate) = pending.certificate(VoteKind::Commit).or(approved).cloned() else { return false };
         let Some(transaction) = pending.transaction.clone() else {
             self.find_body(step, txid);
             return false;

@@ -19,6 +19,7 @@ use super::chain::{ChainTip, Unconfirmed};
 use super::committee::{Committee, MemberIndex};
 use super::event::{Action, Ballot, Event, Fault, Now, Progress, Recovered, Source, Suspension, Ticket, Voting};
 use super::fence::Fence;
+use super::flaw::Flaw;
 use super::follow::Follow;
 use super::pending::PendingTable;
 use super::validate::{Rejection, Rules, check_ledger};
@@ -68,7 +69,7 @@ pub struct Machine {
     twin_seen_by: BTreeSet<MemberIndex>,
     ready: VecDeque<Txid>,
     #[cfg(feature = "planted-flaws")]
-    pub(super) flaw: Option<super::flaw::Flaw>,
+    pub(super) flaw: Option<Flaw>,
 }
 
 /// What a timer is for. It only says when to look; whether to act is decided then.
@@ -177,11 +178,12 @@ impl Machine {
     /// Takes in what was in flight before a restart. Afterwards the owner signs
     /// [`Machine::own_votes`] anew and counts them.
     pub fn recover(&mut self, recovered: Vec<Recovered>, now: Now) {
+        let forgets_locks = self.has(Flaw::LockForgottenOnRestart);
         for Recovered { in_flight, votes, certificates } in recovered {
             let txid = in_flight.transaction.txid();
             let pending = self.pending.attach(&in_flight.transaction);
             pending.recorded = true;
-            pending.locked_at = in_flight.locked_at;
+            pending.locked_at = in_flight.locked_at.filter(|_| !forgets_locks);
             pending.begin(now.ms);
             for kind in votes {
                 *pending.own.of_mut(kind) = true;
@@ -277,7 +279,9 @@ impl Machine {
     /// What became of a transaction that is settled or dead.
     fn ended<V: View>(&self, step: &Step<'_, V>, txid: &Txid) -> Option<Progress> {
         let view = step.view();
-        let Some(settled) = view.settled(txid) else { return view.dead(txid).map(Progress::Aborted) };
+        let Some(settled) = view.settled(txid) else {
+            return view.dead(txid).filter(|_| !self.has(Flaw::ApproveAborted)).map(Progress::Aborted);
+        };
         let height = if self.chain.unconfirmed.contains(txid) { None } else { view.confirmed(txid) };
         Some(match height {
             Some(height) => Progress::Confirmed { settled, height },
@@ -368,6 +372,8 @@ impl Machine {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());
+        #[cfg(feature = "planted-flaws")]
+        let verdict = self.spoil(step, &transaction, verdict);
         let foreign = verdict.is_err() && self.is_foreign(&step.view(), &transaction);
         if verdict.is_err() {
             self.forget_hopeless(step, &transaction);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::committee::MemberIndex;
 use super::event::Action;
+use super::flaw::Flaw;
 use super::machine::{Machine, Step, Timer, refuse};
 use super::pending::Pending;
 use super::validate::Rejection;
@@ -15,6 +16,8 @@ use crate::types::Txid;
 impl Machine {
     /// Looks at every timer that has run out, as many as one tick bears.
     pub(super) fn tick<V: View>(&mut self, step: &mut Step<'_, V>) {
+        #[cfg(feature = "planted-flaws")]
+        self.release_by_timeout(step);
         let (mut votes, mut bytes) = (Vec::new(), 0);
         for _ in 0..MAX_RESENDS_PER_TICK {
             if bytes > MAX_RESEND_BYTES {
@@ -70,7 +73,7 @@ impl Machine {
             step.act(Action::SendCertified { to: None, transaction, certificate });
         } else if pending.locked_at.is_some() || !self.may_vote_on(step, &transaction) {
             for to in self.committee.indices() {
-                if Some(to) != self.own && !pending.voted_by(to) {
+                if Some(to) != self.own && !pending.voted_by(to) && !self.has(Flaw::EvidenceSentOnce) {
                     step.act(Action::Send { to, transaction: transaction.clone() });
                 }
             }
@@ -103,7 +106,8 @@ impl Machine {
                 Some(certificate) => {
                     step.actions.push(Action::SendCertified { to: Some(member), transaction, certificate });
                 }
-                None if !pending.voted_by(member) && pending.locked_at.is_some() => {
+                None if pending.voted_by(member) || self.has(Flaw::EvidenceSentOnce) => {}
+                None if pending.locked_at.is_some() => {
                     step.actions.push(Action::Send { to: member, transaction });
                 }
                 None => {}
