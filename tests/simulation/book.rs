@@ -162,6 +162,11 @@ impl Book {
 
     fn enter_in_flight(&mut self, changes: &Changes) {
         for vote in &changes.votes {
+            // What comes behind the fence later was free when it was voted on.
+            let row = changes.in_flight.get(&vote.txid).and_then(Option::as_ref);
+            let row = row.or_else(|| self.in_flight.get(&vote.txid));
+            let fenced = row.is_some_and(|row| row.transaction.spends().any(|at| self.fenced.contains(&at)));
+            ensure!(!fenced, "{vote:?} is on what spends a fenced output");
             let cast = self.votes.entry(vote.txid).or_default().insert(vote.kind);
             ensure!(cast, "{vote:?} is cast twice");
         }
@@ -217,8 +222,6 @@ impl Book {
             if kinds.contains(&VoteKind::Commit) {
                 ensure!(self.certificates.contains_key(&(*txid, false)), "a commit to {txid} has no C beside it");
             }
-            let fenced = row.is_some_and(|row| row.transaction.spends().any(|at| self.fenced.contains(&at)));
-            ensure!(!fenced, "a vote on {txid}, which spends what is fenced");
         }
         ensure!(self.fence != Some(FenceState::Asking) || self.votes.is_empty(), "a vote before the fence stands");
     }

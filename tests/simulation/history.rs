@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use time_masternode::consensus::{Changes, CheckedBlock, ConsensusMessage, Machine, Verified, Vote, VoteKind};
+use time_masternode::consensus::{Changes, CheckedBlock, ConsensusMessage, Verified, Vote, VoteKind};
 use time_masternode::types::{
     Block, BlockHash, ConsensusStep, DecidedBlock, Height, OutPoint, Output, PublicKey, StateDigest, Transaction, Txid,
     UtxoDigest,
@@ -312,14 +312,6 @@ impl History {
                 );
             }
             _ => {}
-        }
-    }
-
-    /// Whether two known transactions share an input.
-    pub fn conflict(&self, a: &Txid, b: &Txid) -> bool {
-        match (self.bodies.get(a), self.bodies.get(b)) {
-            (Some(a), Some(b)) => Machine::conflict(a, b),
-            _ => false,
         }
     }
 

@@ -14,6 +14,7 @@ use time_masternode::types::{Height, SecretKey, Txid};
 use super::book::Book;
 use super::core_net::Setting;
 use super::network::{Entry, Message};
+use super::planted::Planted;
 
 /// Blocks of one page, few so that pages are turned.
 const BLOCKS_OF_A_PAGE: usize = 4;
@@ -91,6 +92,7 @@ impl Member {
         interval_ms: u64,
         now: Now,
         began_ms: u64,
+        planted: Planted,
     ) -> Result<Option<Changes>, DatabaseError> {
         let owner = Owner { genesis: &setting.genesis, public_key: Some(self.key.public_key()), first_start };
         let Opened { database, recovered } = Database::open_in_memory(&self.disk, owner)?;
@@ -103,6 +105,9 @@ impl Member {
         }
         let own = setting.member(i);
         let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(own));
+        if self.honest {
+            planted.plant(&mut machine);
+        }
         if let Some(reason) = recovered.suspension {
             machine.suspend(reason);
         }

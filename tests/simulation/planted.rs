@@ -1,12 +1,7 @@
 //! Bugs that are planted on purpose, one at a time: in the core by its own switch, in the
 //! members' surroundings here. A run without one plants nothing.
 
-use std::sync::Arc;
-
-use time_masternode::consensus::Flaw;
-
-use super::core_net::Setting;
-use super::member::Member;
+use time_masternode::consensus::{Flaw, Machine};
 
 /// What is wrong in this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,23 +13,39 @@ pub enum Planted {
     VoteBeforeSync,
     /// A member that lost its disk votes as if it were new.
     NoFence,
+    /// A quorum is one less than is safe, for everybody.
+    ShortQuorum,
 }
 
 impl Planted {
+    /// Every bug.
+    pub const ALL: [Self; 16] = [
+        Self::ShortQuorum,
+        Self::VoteBeforeSync,
+        Self::NoFence,
+        Self::Core(Flaw::CommitAfterAbort),
+        Self::Core(Flaw::LockForgottenOnRestart),
+        Self::Core(Flaw::ReleaseByTimeout),
+        Self::Core(Flaw::AbortExecutedTwice),
+        Self::Core(Flaw::ChildApprovedEarly),
+        Self::Core(Flaw::EvidenceSentOnce),
+        Self::Core(Flaw::FirstEvidenceKept),
+        Self::Core(Flaw::FenceForgetsTransactions),
+        Self::Core(Flaw::AgreesTooEarly),
+        Self::Core(Flaw::VotesFinal),
+        Self::Core(Flaw::ApproveAborted),
+        Self::Core(Flaw::DeadStillContradicts),
+        Self::Core(Flaw::AbortForbidsApprove),
+    ];
+
     pub fn is(self, other: Self) -> bool {
         self == other
     }
 
-    /// The network as its members take it to be.
-    pub fn setting(self, setting: &Arc<Setting>) -> Arc<Setting> {
-        Arc::clone(setting)
-    }
-
-    pub fn plant(self, member: &mut Member) {
-        if let (Self::Core(flaw), Some(process)) = (self, &mut member.process)
-            && member.honest
-        {
-            process.machine.plant(flaw);
+    /// Plants it in the core of an honest member.
+    pub fn plant(self, machine: &mut Machine) {
+        if let Self::Core(flaw) = self {
+            machine.plant(flaw);
         }
     }
 }

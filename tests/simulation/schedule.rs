@@ -1,27 +1,20 @@
 //! From a seed to a run: what kind of network, what happens to it and when, and what has to
 //! be true once it has healed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
 
 use time_masternode::types::{OutPoint, Txid, UTXOState};
 
-use super::core_net::{Rng, Setting};
+use super::core_net::Rng;
 use super::network::{CALM, Weather};
 use super::planted::Planted;
+use super::setting::setting_of;
 use super::violation::{Violation, catch};
 use super::wallets::Wallets;
 use super::world::{Coverage, Shape, World, short};
 
 /// How long a healed network may take for all that is open.
 const HEALING_MS: u64 = 120_000;
-
-/// The network of these weights, made once.
-fn setting_of(weights: &[u64]) -> Arc<Setting> {
-    static MADE: Mutex<BTreeMap<Vec<u64>, Arc<Setting>>> = Mutex::new(BTreeMap::new());
-    let mut made = MADE.lock().expect("nobody panics here");
-    Arc::clone(made.entry(weights.to_vec()).or_insert_with(|| Arc::new(Setting::make(weights))))
-}
 
 /// What happens how often in a run, as weights of a lot.
 #[derive(Debug)]
@@ -113,9 +106,9 @@ pub fn play(seed: u64, planted: Planted, trace: bool) -> Result<Coverage, Violat
         let mut rng = Rng::new(seed);
         let shape = shape_of(&mut rng);
         let habits = habits_of(&mut rng, &shape);
-        let setting = planted.setting(&setting_of(&shape.weights));
-        let (coins, rivalry) = (1 + u32::try_from(rng.below(4)).expect("below 4"), rng.pick(&[100, 400, 700]));
-        let mut wallets = Wallets::new(&setting, coins, rivalry, rng.pick(&[100, 400]));
+        let coins = 1 + u32::try_from(rng.below(4)).expect("below 4");
+        let setting = setting_of(&shape.weights, coins, planted.is(Planted::ShortQuorum));
+        let mut wallets = Wallets::new(&setting, coins, rng.pick(&[100, 400, 700]), rng.pick(&[100, 400]));
         let speak = rng.chance(700);
         let mut world = World::new(setting, shape, planted, rng.next(), trace);
         world.liars.speak = speak;
@@ -325,7 +318,7 @@ fn open(world: &World) -> Option<String> {
 fn settle(world: &mut World, wallets: &mut Wallets) {
     let total: u64 = world.shape.weights.iter().sum();
     if world.sound_weight() <= 2 * total / 3 {
-        world.pass(10_000);
+        world.pass(3_000);
         return;
     }
     world.coverage.live += 1;
@@ -340,32 +333,44 @@ fn settle(world: &mut World, wallets: &mut Wallets) {
             "{txid} was acknowledged, nobody contradicts it, and it is in no block"
         );
     }
-    // Every coin that nobody has spent can be spent.
-    let coins: Vec<OutPoint> = world.history.unspent().keys().copied().filter(|coin| wallets.owns(coin)).collect();
-    for coin in coins {
-        spend(world, wallets, coin);
-    }
+    spend_everything(world, wallets);
 }
 
-/// A coin that nobody has spent is spent, by this payment or by a rival of it that liars
-/// bring to light; what rivals abort together is tried again.
-fn spend(world: &mut World, wallets: &mut Wallets, coin: OutPoint) {
-    while world.history.unspent().contains_key(&coin) {
-        let txid = wallets.spend(world, &[coin]);
+/// Every coin that nobody has spent can be spent: by a payment of it, or by a rival that
+/// liars bring to light. What rivals abort together is tried again.
+fn spend_everything(world: &mut World, wallets: &mut Wallets) {
+    let unspent = world.history.unspent().keys().copied();
+    let mut coins: Vec<OutPoint> = unspent.filter(|coin| wallets.owns(coin)).collect();
+    while !coins.is_empty() {
         let height = world.history.height();
-        let living = world.history.rivals(&txid).into_iter().any(|rival| !world.history.is_dead(&rival, height));
-        let honest: Vec<usize> = world.honest().collect();
-        let to = world.rng.pick(&honest);
-        world.submit(to, txid);
-        let over = |world: &World| {
-            let height = world.history.height();
-            let ended = world.history.is_confirmed(&txid) || world.history.is_dead(&txid, height);
-            ended && open(world).is_none()
-        };
-        let over = run_until(world, HEALING_MS, over);
-        ensure!(over, "{coin} is unspent and {} does not spend it: {:?}", short(&txid), open(world));
-        let dead = world.history.is_dead(&txid, world.history.height());
-        ensure!(!dead || living, "{} spends {coin}, is contradicted by nobody, and is dead", short(&txid));
+        let mut payments = Vec::new();
+        for coin in coins.drain(..) {
+            let txid = wallets.spend(world, &[coin]);
+            let rivals = world.history.rivals(&txid);
+            let contradicted = rivals.iter().any(|rival| !world.history.is_dead(rival, height));
+            let honest: Vec<usize> = world.honest().collect();
+            let to = world.rng.pick(&honest);
+            world.submit(to, txid);
+            payments.push((coin, txid, contradicted));
+        }
+        let dead = |world: &World, txid: &Txid| world.history.is_dead(txid, world.history.height());
+        let ended = |world: &World, txid: &Txid| world.history.is_confirmed(txid) || dead(world, txid);
+        let over = |world: &World| payments.iter().all(|(_, txid, _)| ended(world, txid)) && open(world).is_none();
+        if !run_until(world, HEALING_MS, over) {
+            let stuck = payments.iter().find(|(_, txid, _)| !ended(world, txid));
+            let stuck = stuck.map(|(coin, txid, _)| format!("{coin} is unspent and {} does not spend it", short(txid)));
+            super::violation::violated(stuck.or_else(|| open(world)).unwrap_or_default());
+        }
+        for (coin, txid, contradicted) in payments {
+            ensure!(
+                contradicted || !dead(world, &txid),
+                "{} spends {coin}, is contradicted by nobody, and is dead",
+                short(&txid)
+            );
+            if world.history.unspent().contains_key(&coin) {
+                coins.push(coin);
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use time_masternode::types::{OutPoint, Txid};
 
-use super::core_net::{COIN, COINS, MIN_FEE, Setting};
+use super::core_net::{COIN, MIN_FEE, Setting};
 use super::world::World;
 
 /// What wallets own, or would own if everything that they sent were settled.
@@ -21,9 +21,9 @@ pub struct Wallets {
 }
 
 impl Wallets {
-    /// The owners of the first `coins` coins of the genesis.
+    /// The owners of the coins of the genesis.
     pub fn new(setting: &Setting, coins: u32, rivalry: u64, chaining: u64) -> Self {
-        let outputs = (0..coins.min(COINS)).map(|wallet| (setting.coin(wallet), (COIN, wallet))).collect();
+        let outputs = (0..coins).map(|wallet| (setting.coin(wallet), (COIN, wallet))).collect();
         Self { outputs, nonce: 0, rivalry, chaining }
     }
 

@@ -185,7 +185,7 @@ impl World {
         let first = first || self.planted.is(Planted::NoFence);
         let (setting, interval) = (Arc::clone(&self.setting), self.shape.interval_ms);
         let before = self.members[i].book.height;
-        match self.members[i].start(&setting, i, first, interval, now, self.now_ms) {
+        match self.members[i].start(&setting, i, first, interval, now, self.now_ms, self.planted) {
             Ok(None) => {}
             Ok(Some(happened)) => {
                 self.note(|| format!("the commit of member {i} that was cut off has happened"));
@@ -199,7 +199,6 @@ impl World {
         }
         self.note(|| format!("member {i} starts"));
         self.coverage.restarts += 1;
-        self.planted.plant(&mut self.members[i]);
         let Some(process) = &self.members[i].process else { return };
         let votes = process.machine.own_votes();
         let batches = self.sign(i, votes);
