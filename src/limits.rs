@@ -114,6 +114,8 @@ pub const MAX_ROW_BYTES: usize = 7 * 1024;
 pub const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Blocks whose spent outputs, certificates and changes are kept: about a week of them.
 pub const RETENTION_BLOCKS: u64 = 604_800;
+/// Entries at the end of the change log that are held against the rest at each start.
+pub const MAX_CHECKED_AT_START: u64 = 100_000;
 /// Rows that one commit forgets.
 pub const MAX_PRUNED_PER_COMMIT: usize = 256;
 

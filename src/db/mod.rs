@@ -40,6 +40,7 @@ pub mod guard;
 mod inspect;
 mod open;
 mod prune;
+mod quick;
 mod recover;
 mod repair;
 mod repair_fence;
@@ -141,6 +142,11 @@ pub enum DatabaseError {
         "the database is damaged: opening it failed inside the storage engine ({0}); keep the directory and restore a backup or re-sync"
     )]
     Damaged(String),
+    /// Some of what was written is not there.
+    #[error(
+        "the database is damaged: {0}; it is not trusted with anything: keep the directory, `time-db verify` says more and `time-db repair` what can be done"
+    )]
+    Unsound(String),
     /// sled says no.
     #[error("storage engine: {0}")]
     Sled(#[from] sled::Error),

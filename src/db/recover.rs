@@ -11,6 +11,7 @@ use super::engine::MemoryDisk;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{Storage, open_migrated};
+use super::quick::Start;
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Database, Shared, Trees};
 use crate::consensus::{AgreementRecord, ChainTip, FenceState, Recovered, Suspension};
@@ -130,6 +131,10 @@ impl Database {
         let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
+        let (reader, sequence) = (database.reader(), head.sequence);
+        if !tolerant {
+            Start { reader: &reader, sequence, tip: &tip, in_flight: &in_flight, agreement: &log }.check()?;
+        }
         let suspension = database.settle_guard(agreement)?;
         let recovered = RecoveredState { in_flight, suspension, fence, tip, unconfirmed, agreement: log };
         Ok(Opened { database, recovered })

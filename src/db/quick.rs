@@ -1,0 +1,180 @@
+//! What a start looks at before it trusts a database: of the invariants, what takes no
+//! longer than opening it.
+//!
+//! Damage to one stretch of sled's file can take away the rows that were last written there
+//! without a word, while the last commit is there and fits the guard. But each step of an
+//! output and each block has a number in the change log, without a gap. So the end of the
+//! log is walked, and what it names has to be where it leads; and what is in flight has to
+//! fit together. Older rows stand where sled's snapshot says, with a checksum: reading them
+//! is an error, or gives them as they were. `verify` looks at everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::DatabaseError;
+use super::schema::{TreeId, address_key};
+use super::store::Reader;
+use crate::consensus::{AgreementRecord, ChainTip, LogEntry, Recovered, VoteKind};
+use crate::limits::{FEED_READ, MAX_CHECKED_AT_START};
+use crate::types::{BlockHash, Height, OutPoint, Output, Txid, UTXOState};
+
+/// What a start goes on with, as far as it is looked at.
+pub(super) struct Start<'a> {
+    pub(super) reader: &'a Reader,
+    /// The last number of the change log.
+    pub(super) sequence: u64,
+    pub(super) tip: &'a ChainTip,
+    pub(super) in_flight: &'a [Recovered],
+    pub(super) agreement: &'a [AgreementRecord],
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), DatabaseError> {
+    if holds { Ok(()) } else { Err(DatabaseError::Unsound(what())) }
+}
+
+impl Start<'_> {
+    /// Says the first thing that is not as it should be.
+    pub(super) fn check(&self) -> Result<(), DatabaseError> {
+        let lately = self.walk()?;
+        for (outpoint, (output, state)) in &lately.outputs {
+            self.check_output(outpoint, output, state)?;
+        }
+        for txid in &lately.made {
+            let known = lately.blocks.iter().any(|(_, hash)| hash.as_bytes() == txid.as_bytes());
+            ensure(known || self.reader.is_final(txid)?, || format!("{txid} has outputs and is not here"))?;
+        }
+        self.check_blocks(&lately)?;
+        for recovered in self.in_flight {
+            self.check_in_flight(recovered)?;
+        }
+        for record in self.agreement {
+            let AgreementRecord::Message(message) = record else { continue };
+            let of_next = message.height() == self.tip.height + 1;
+            ensure(of_next, || "the agreement's log is of another height than the next".into())?;
+        }
+        Ok(())
+    }
+
+    /// The end of the log, dense up to the last commit's number.
+    fn walk(&self) -> Result<Lately, DatabaseError> {
+        let (mut lately, pruned) = (Lately::default(), self.reader.pruned()?.sequence);
+        let first = (pruned + 1).max(self.sequence.saturating_sub(MAX_CHECKED_AT_START));
+        let mut next = first;
+        while next <= self.sequence {
+            for (number, entry) in self.reader.changes(next - 1, self.sequence, FEED_READ)? {
+                ensure(number == next, || format!("the change log lacks its entry {next}"))?;
+                next += 1;
+                lately.add(entry);
+            }
+            // An empty page leaves `next` where it is, and so did the page before.
+            if self.reader.changes(next - 1, self.sequence, 1)?.is_empty() {
+                break;
+            }
+        }
+        ensure(next == self.sequence + 1, || format!("the change log ends before its entry {}", self.sequence))?;
+        Ok(lately)
+    }
+
+    fn check_output(&self, outpoint: &OutPoint, output: &Output, state: &UTXOState) -> Result<(), DatabaseError> {
+        let reader = self.reader;
+        let stands = reader.utxo(outpoint)?.map(|utxo| utxo.state);
+        let forgotten = match state {
+            // It is forgotten before the log is.
+            UTXOState::Confirmed { block_height, .. } => {
+                stands.is_none() && *block_height <= reader.pruned()?.height + 1
+            }
+            _ => false,
+        };
+        ensure(forgotten || stands == Some(*state), || {
+            format!("{outpoint} is {stands:?}, and by the change log it is {state:?}")
+        })?;
+        let indexed = reader.tree(TreeId::Addresses).get(address_key(&output.address, outpoint))?.is_some();
+        ensure(indexed == state.is_live(), || format!("the index of addresses is wrong about {outpoint}"))?;
+        match state {
+            UTXOState::Unspent => Ok(()),
+            UTXOState::Locked { txid, .. } => {
+                let held = reader.is_in_flight(txid)?;
+                ensure(held, || format!("{outpoint} is locked for {txid}, which is not in flight"))
+            }
+            UTXOState::SpentFinalized { txid, .. } => {
+                let open = reader.is_final(txid)? && reader.confirmed(txid)?.is_none();
+                ensure(open, || format!("{txid} spends {outpoint}, and is not settled or in a block"))?;
+                let proof = reader.certificate(txid, VoteKind::Commit)?;
+                let proved = proof.is_some_and(|proof| proof.kind == VoteKind::Commit);
+                ensure(proved, || format!("{txid} is settled without its proof"))
+            }
+            UTXOState::Confirmed { txid, block_height, .. } => {
+                let there = reader.is_final(txid)? && reader.confirmed(txid)? == Some(*block_height);
+                ensure(there, || format!("{txid} spends {outpoint}, and is not in block {block_height}"))
+            }
+        }
+    }
+
+    fn check_blocks(&self, lately: &Lately) -> Result<(), DatabaseError> {
+        let (reader, tip) = (self.reader, self.tip);
+        if let Some((height, hash)) = lately.blocks.last() {
+            let last = (*height, *hash) == (tip.height, tip.hash);
+            ensure(last, || format!("the tip is block {}, and by the change log it is {height}", tip.height))?;
+        }
+        let newest = lately.blocks.iter().map(|(height, _)| *height).chain([tip.height]).filter(|height| *height > 0);
+        for height in newest.collect::<BTreeSet<_>>() {
+            let block = reader.block(height)?;
+            let hash = block.as_ref().map(|decided| decided.block.hash(&reader.network().genesis_hash));
+            let told = lately.blocks.iter().find(|(at, _)| *at == height).map_or(tip.hash, |(_, hash)| *hash);
+            ensure(hash == Some(told), || format!("block {height} is not here, or is another one"))?;
+            for txid in block.iter().flat_map(|decided| &decided.block.transactions) {
+                let there = reader.confirmed(txid)? == Some(height) && reader.is_final(txid)?;
+                ensure(there, || format!("{txid} of block {height} is not here"))?;
+            }
+        }
+        ensure(reader.block(tip.height + 1)?.is_none(), || "there is a block above the tip".into())
+    }
+
+    /// Locks, own votes and certificates of what is in flight go together.
+    fn check_in_flight(&self, recovered: &Recovered) -> Result<(), DatabaseError> {
+        let Recovered { in_flight, votes, certificates } = recovered;
+        let txid = in_flight.transaction.txid();
+        let over = self.reader.is_final(&txid)? || self.reader.dead(&txid)?.is_some();
+        ensure(!over, || format!("{txid} is in flight, and settled or dead"))?;
+        let locked = in_flight.locked_at.is_some();
+        let approved = votes.contains(&VoteKind::Approve);
+        ensure(locked == approved, || format!("{txid} has locks without a vote, or a vote without locks"))?;
+        for outpoint in in_flight.transaction.spends().filter(|_| locked) {
+            let held = match self.reader.utxo(&outpoint)?.map(|utxo| utxo.state) {
+                Some(UTXOState::Locked { txid: by, .. }) => by == txid,
+                // A settled rival has spent it.
+                Some(UTXOState::SpentFinalized { txid: by, .. } | UTXOState::Confirmed { txid: by, .. }) => by != txid,
+                Some(UTXOState::Unspent) | None => false,
+            };
+            ensure(held, || format!("{outpoint} is not locked for {txid}, which was approved"))?;
+        }
+        let committed = votes.contains(&VoteKind::Commit);
+        let proved = certificates.iter().any(|certificate| certificate.kind != VoteKind::Abort);
+        ensure(!committed || proved, || format!("{txid} was committed to without its certificate"))?;
+        let both = committed && votes.contains(&VoteKind::Abort);
+        ensure(!both, || format!("{txid} was committed to and aborted"))
+    }
+}
+
+/// What the end of the log names.
+#[derive(Default)]
+struct Lately {
+    /// Where each output's steps lead.
+    outputs: BTreeMap<OutPoint, (Output, UTXOState)>,
+    /// The transactions that made outputs.
+    made: BTreeSet<Txid>,
+    blocks: Vec<(Height, BlockHash)>,
+}
+
+impl Lately {
+    fn add(&mut self, entry: LogEntry) {
+        match entry {
+            LogEntry::Transition(step) => {
+                if step.old_state.is_none() {
+                    self.made.insert(step.outpoint.txid);
+                }
+                self.outputs.insert(step.outpoint, (step.output, step.new_state));
+            }
+            LogEntry::Block { height, block_hash, .. } => self.blocks.push((height, block_hash)),
+        }
+    }
+}
