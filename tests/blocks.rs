@@ -362,7 +362,8 @@ async fn no_kill_makes_a_member_say_two_things_about_a_block() {
     assert_same_ledgers(&mut net, 4);
 }
 
-/// An observer with an empty directory joins a chain that is there already.
+/// An observer with an empty directory joins a chain that is there already, and so does a
+/// member whose directory is gone: behind the fence.
 #[tokio::test]
 async fn an_empty_observer_catches_up_with_the_chain() {
     let blocks: usize = std::env::var("TIME_SYNC_BLOCKS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
@@ -408,6 +409,17 @@ async fn an_empty_observer_catches_up_with_the_chain() {
     until_confirmed(&mut wallet, &[payment.txid()]).await;
     observer.kill().unwrap();
     observer.wait().unwrap();
+    net.kill(3);
+    std::fs::remove_dir_all(net.data_dir(3)).unwrap();
+    let began = std::time::Instant::now();
+    net.start(3);
+    net.wait_ready(&[0, 1, 2, 3]);
+    eprintln!("a member without its directory was in step, behind its fence, in {:?}", began.elapsed());
+    last.push(payment.txid());
+    until_confirmed(&mut net.wallet(3).await, &last).await;
+    assert_eq!(net.status(3)["fence"]["standing"], true);
+    until_idle(&net, 4);
+    assert_same_ledgers(&mut net, 4);
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ fn of_database(error: &DatabaseError) -> (&'static str, Option<&'static str>) {
         DatabaseError::OlderSchema { .. } => ("older_schema", Some("run `time-db migrate` on it, or give --genesis")),
         DatabaseError::Damaged(_) | DatabaseError::Sled(_) => ("damaged", Some(DAMAGED)),
         DatabaseError::Corrupt { .. } => ("corrupt", Some(DAMAGED)),
+        DatabaseError::Unsound(_) => ("unsound", Some(DAMAGED)),
         DatabaseError::Io { .. } => ("io", Some("check the disk, the space left on it, and the permissions")),
     }
 }
