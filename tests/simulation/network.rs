@@ -108,6 +108,12 @@ impl Network {
         was
     }
 
+    /// A member is gone. What it has sent still comes; what was sent to it does not.
+    pub fn hang_up(&mut self, member: usize) {
+        self.connected.retain(|(a, b)| *a != member && *b != member);
+        self.wire.retain(|_, envelope| envelope.to != member);
+    }
+
     pub fn is_connected(&self, a: usize, b: usize) -> bool {
         self.connected.contains(&(a.min(b), a.max(b)))
     }

@@ -33,6 +33,8 @@ struct Habits {
     lie: u64,
     lose_disk: u64,
     image: u64,
+    ambush: u64,
+    duel: u64,
     payments: usize,
 }
 
@@ -96,6 +98,8 @@ fn habits_of(rng: &mut Rng, shape: &Shape) -> Habits {
         lie: rng.pick(&[5, 20]),
         lose_disk: if can_lose { rng.pick(&[0, 1, 3]) } else { 0 },
         image: if can_lose { rng.pick(&[0, 2]) } else { 0 },
+        ambush: rng.pick(&[0, 0, 2]),
+        duel: rng.pick(&[0, 4, 10]),
         payments: 6 + rng.below(14),
     }
 }
@@ -135,8 +139,10 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
         habits.lie,
         habits.lose_disk,
         habits.image,
+        habits.ambush,
+        habits.duel,
     ];
-    let mut sent: Vec<Txid> = Vec::new();
+    let (mut sent, mut contested): (Vec<Txid>, usize) = (Vec::new(), 0);
     for _ in 0..habits.steps {
         let n = world.members.len();
         let honest: Vec<usize> = world.honest().collect();
@@ -147,7 +153,7 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
                 let ms = 10 + world.rng.below(most) as u64;
                 world.pass(ms);
             }
-            1 if sent.len() < habits.payments => {
+            1 if sent.len() + contested < habits.payments => {
                 if let Some(txid) = wallets.pay(world) {
                     sent.push(txid);
                     // Some are left to the liars to spread.
@@ -177,6 +183,8 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
                 world.network.silence(from, to);
             }
             6 => funnel(world, i, habits.lose_disk > 0),
+            13 => ambush(world, wallets, i, habits.lose_disk > 0),
+            14 if sent.len() + contested < habits.payments => contested += duel(world, wallets),
             7 => (0..n).for_each(|from| world.network.silence(from, i)),
             8 => world.network.unsilence(),
             9 => {
@@ -243,20 +251,60 @@ fn can_be_fenced(world: &World, i: usize) -> bool {
 }
 
 /// For a while one member hears everybody and nobody else hears anybody: it comes to know
-/// certificates and decisions that nobody else knows. Then it may lose all that.
+/// certificates that nobody else knows. Then it may lose all that.
 fn funnel(world: &mut World, i: usize, loses: bool) {
-    let n = world.members.len();
-    for from in 0..n {
-        for to in (0..n).filter(|to| *to != i) {
-            world.network.silence(from, to);
-        }
-    }
+    world.only_hears(i);
     let ms = 300 + world.rng.below(3_000) as u64;
     world.pass(ms);
     world.network.unsilence();
     if loses && world.rng.chance(500) {
         lose_votes(world, i);
     }
+}
+
+/// One member alone decides a block, goes on to the next, and may lose its votes before
+/// anybody has heard of either.
+fn ambush(world: &mut World, wallets: &mut Wallets, i: usize, loses: bool) {
+    let everybody = |world: &mut World, wallets: &mut Wallets| {
+        if let Some(txid) = wallets.fresh(world).map(|coin| wallets.spend(world, &[coin])) {
+            (0..world.members.len()).for_each(|to| world.submit(to, txid));
+        }
+    };
+    world.ambush = Some(i);
+    everybody(world, wallets);
+    for _ in 0..20 {
+        world.pass(150);
+        if world.ambush.is_none() {
+            break;
+        }
+    }
+    if world.ambush.take().is_some() {
+        return;
+    }
+    world.pass(100);
+    everybody(world, wallets);
+    let ms = 2_500 + world.rng.below(2_500) as u64;
+    world.pass(ms);
+    world.network.unsilence();
+    if loses && world.votes_lost.is_none() && can_be_fenced(world, i) {
+        world.lose_disk(i);
+        world.start(i);
+        world.connect_all();
+        let ms = 500 + world.rng.below(4_000) as u64;
+        world.pass(ms);
+    }
+}
+
+/// One coin is spent several times in one instant, at different members.
+fn duel(world: &mut World, wallets: &mut Wallets) -> usize {
+    let Some(coin) = wallets.fresh(world) else { return 0 };
+    world.coverage.duels += 1;
+    let mut at: Vec<usize> = world.honest().collect();
+    world.rng.shuffle(&mut at);
+    let most = 2 + world.rng.below(3);
+    let rivals: Vec<_> = at.into_iter().take(most).map(|to| (to, wallets.spend(world, &[coin]))).collect();
+    rivals.iter().for_each(|(to, txid)| world.submit(*to, *txid));
+    rivals.len()
 }
 
 /// Everything is mended. Only liars go on as they are.

@@ -59,6 +59,21 @@ impl Wallets {
         Some(self.spend(world, &inputs))
     }
 
+    /// Something that can be spent, and nobody has spent yet, or only what is dead.
+    pub fn fresh(&self, world: &mut World) -> Option<OutPoint> {
+        let height = world.history.height();
+        let unspent = |outpoint: &&OutPoint| {
+            let spenders = world.history.spenders.get(outpoint).into_iter().flatten();
+            let settled =
+                world.history.is_settled(&outpoint.txid) || !world.history.bodies.contains_key(&outpoint.txid);
+            settled
+                && self.outputs[outpoint].0 > 4 * MIN_FEE
+                && spenders.into_iter().all(|t| world.history.is_dead(t, height))
+        };
+        let able: Vec<_> = self.outputs.keys().filter(unspent).copied().collect();
+        (!able.is_empty()).then(|| world.rng.pick(&able))
+    }
+
     /// A payment of these outputs to one or two owners.
     pub fn spend(&mut self, world: &mut World, inputs: &[OutPoint]) -> Txid {
         let owned: Vec<_> = inputs.iter().map(|outpoint| (*outpoint, self.outputs[outpoint].1)).collect();

@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use time_masternode::consensus::{
-    Action, Certificate, CheckedBlock, CheckedCertificate, Event, MemberBatch, MemberIndex, Now, Progress,
-    SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
+    Action, Certificate, CheckedBlock, CheckedCertificate, ConsensusMessage, Event, MemberBatch, MemberIndex, Now,
+    Progress, SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
 };
 use time_masternode::db::{CommitBatch, DiskImage, LedgerView, MemoryDisk};
-use time_masternode::types::{BlockHash, DecidedBlock, OutPoint, Signature, Transaction, Txid, UTXOState};
+use time_masternode::types::{
+    BlockHash, ConsensusStep, DecidedBlock, OutPoint, Signature, Transaction, Txid, UTXOState,
+};
 
 use super::book::{self, Book};
 use super::core_net::{Rng, Setting};
@@ -80,6 +82,8 @@ pub struct Coverage {
     pub pruned: u64,
     pub lies: u64,
     pub live: u64,
+    pub ambushes: u64,
+    pub duels: u64,
 }
 
 /// The network.
@@ -104,6 +108,8 @@ pub struct World {
     /// The member that is without its votes and not behind a standing fence yet.
     pub votes_lost: Option<usize>,
     tick_at_ms: u64,
+    /// The member that alone will hear what is said after the next precommit to a block.
+    pub ambush: Option<usize>,
     /// All honest members are up, the network is calm and nothing is cut off any more.
     pub calm: bool,
     trace: bool,
@@ -134,6 +140,7 @@ impl World {
             image: None,
             votes_lost: None,
             tick_at_ms: 1_000,
+            ambush: None,
             calm: false,
             trace,
         };
@@ -213,9 +220,9 @@ impl World {
         self.members[i].process = None;
         let keep = self.rng.chance(500);
         self.members[i].disk.lose_power(keep);
-        for other in 0..self.members.len() {
-            self.disconnect(i, other);
-        }
+        let others: Vec<_> = (0..self.members.len()).filter(|other| self.network.is_connected(i, *other)).collect();
+        self.network.hang_up(i);
+        others.into_iter().for_each(|other| self.lost_connection(other, i));
     }
 
     /// Lets one of its next writes fail.
@@ -316,12 +323,15 @@ impl World {
         if !self.network.disconnect(a, b) {
             return;
         }
-        for (own, other) in [(a, b), (b, a)] {
-            let index = self.setting.member(other);
-            if let Some(process) = &mut self.members[own].process {
-                process.inbox.push(Event::Disconnected(index));
-                process.reads.entry(other).or_default().asked = true;
-            }
+        self.lost_connection(a, b);
+        self.lost_connection(b, a);
+    }
+
+    fn lost_connection(&mut self, own: usize, other: usize) {
+        let index = self.setting.member(other);
+        if let Some(process) = &mut self.members[own].process {
+            process.inbox.push(Event::Disconnected(index));
+            process.reads.entry(other).or_default().asked = true;
         }
     }
 
@@ -725,6 +735,7 @@ impl World {
                     let own = self.members[i].key.public_key();
                     self.history.say_of_block(i, &own, &message);
                 }
+                self.spring_ambush(&message);
                 self.send(i, None, &Message::Consensus(message));
             }
             Action::RequestBlocks { to, from_height } => {
@@ -742,6 +753,25 @@ impl World {
             Action::Reply { ticket, txid, progress } => self.reply(i, ticket, txid, &progress),
             Action::Progress { txid, progress } => self.told(i, &txid, &progress),
             Action::Advise { .. } | Action::Request { .. } => {}
+        }
+    }
+
+    /// The moment has come at which one member may decide a block and nobody else.
+    fn spring_ambush(&mut self, message: &ConsensusMessage) {
+        let precommits = matches!(message, ConsensusMessage::Vote(vote)
+            if vote.step == ConsensusStep::Precommit && vote.block_hash.is_some());
+        if precommits && let Some(i) = self.ambush.take() {
+            self.note(|| format!("from now on only member {i} hears anything"));
+            self.coverage.ambushes += 1;
+            self.only_hears(i);
+        }
+    }
+
+    /// From now on one member hears everybody, and nobody else hears anybody.
+    pub fn only_hears(&mut self, i: usize) {
+        let n = self.members.len();
+        for (from, to) in (0..n).flat_map(|from| (0..n).map(move |to| (from, to))).filter(|(_, to)| *to != i) {
+            self.network.silence(from, to);
         }
     }
 
@@ -814,7 +844,7 @@ impl Coverage {
     pub fn add(&mut self, other: &Self) {
         let Self { seeds, commits, blocks, finals, confirmed_children, chain_aborts, killed_by_inclusion, .. } = other;
         let Self { cut_commits, kept_unsure, restarts, lost_disks, rolled_back, fences_standing, .. } = other;
-        let Self { fences_down, later_rounds, caught_up, pruned, lies, live, .. } = other;
+        let Self { fences_down, later_rounds, caught_up, pruned, lies, live, ambushes, duels, .. } = other;
         for (mine, more) in [
             (&mut self.seeds, seeds),
             (&mut self.commits, commits),
@@ -835,6 +865,8 @@ impl Coverage {
             (&mut self.pruned, pruned),
             (&mut self.lies, lies),
             (&mut self.live, live),
+            (&mut self.ambushes, ambushes),
+            (&mut self.duels, duels),
         ] {
             *mine += more;
         }
