@@ -113,6 +113,24 @@ pub fn create_new(path: &Path, mode: u32, contents: &[u8]) -> Result<(), FileErr
     })
 }
 
+/// Makes a new file, mode 0600, of what `write` writes: it is there whole and durable, or
+/// not at all. Fails if it is there already.
+pub fn create_whole<T, E: From<FileError>>(path: &Path, write: impl FnOnce(&mut File) -> Result<T, E>) -> Result<T, E> {
+    if path.symlink_metadata().is_ok() {
+        return Err(FileError::Exists(path.to_path_buf()).into());
+    }
+    let file = tempfile::Builder::new().prefix(".time-").tempfile_in(directory_of(path));
+    let mut file = file.map_err(failed("create", path))?;
+    let written = write(file.as_file_mut())?;
+    file.as_file().sync_all().map_err(failed("write", path))?;
+    file.persist_noclobber(path).map_err(|error| match error.error.kind() {
+        io::ErrorKind::AlreadyExists => FileError::Exists(path.to_path_buf()),
+        _ => failed("write", path)(error.error),
+    })?;
+    sync_directory(path).map_err(failed("write", path))?;
+    Ok(written)
+}
+
 /// Replaces a file by rename, mode 0600: a reader finds the old contents or the new.
 pub fn replace(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
@@ -146,6 +164,25 @@ mod tests {
         replace(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_whole_file_is_there_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let write = |text: &'static str| {
+            create_whole(&path, |file| file.write_all(text.as_bytes()).map_err(failed("write", Path::new("x"))))
+        };
+        let given_up: Result<(), FileError> = create_whole(&path, |file| {
+            file.write_all(b"half").unwrap();
+            Err(FileError::Exists("another".into()))
+        });
+        assert!(given_up.is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        write("whole").unwrap();
+        assert!(matches!(write("other"), Err(FileError::Exists(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

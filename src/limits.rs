@@ -110,8 +110,6 @@ pub const MAX_CONCURRENT_READS: usize = 16;
 /// Bytes of a value in sled; longer records are split into rows (blobs are never synced).
 pub const MAX_ROW_BYTES: usize = 7 * 1024;
 
-/// How long a database that is in use is tried again before that is said.
-pub const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Blocks whose spent outputs, certificates and changes are kept: about a week of them.
 pub const RETENTION_BLOCKS: u64 = 604_800;
 /// Entries at the end of the change log that are held against the rest at each start.

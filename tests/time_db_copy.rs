@@ -8,14 +8,16 @@ mod support;
 mod tool;
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{TestNet, Wallet, until};
+use support::{Coin, TestNet, Wallet, until, within};
+use time_masternode::db::{Database, Owner};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, UTXOSubscribed};
-use time_masternode::types::{Address, SecretKey, Txid};
+use time_masternode::types::{Address, Output, SecretKey, Txid};
 use tool::{copy, failure, json_of, rows, time_db, until_confirmed};
 
 /// Follows an address under a token of its own; with a place in a log, from there on.
@@ -190,13 +192,15 @@ fn kill_after(data_dir: &Path, args: &[&str], time: Duration) -> bool {
         .arg(data_dir)
         .args(args)
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let began = Instant::now();
     while began.elapsed() < time {
         if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{args:?}: {status}");
+            let mut text = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+            assert!(status.success(), "{args:?}: {status}: {text}");
             return true;
         }
         std::thread::yield_now();
@@ -261,4 +265,519 @@ async fn a_killed_restore_leaves_the_old_or_the_new() {
         }
     }
     assert_eq!(rows(&made, &["dump"]), rows(&net.data_dir(0), &["dump"]));
+}
+
+/// A network with payments in blocks, a block's fees that were spent, something final in no
+/// block, and something in flight. All nodes are stopped; the first two know the most.
+async fn used_network(retention: &str) -> (TestNet, Address) {
+    let mut net = TestNet::with_interval(4, 200);
+    net.set_environment("TIME_RETENTION_BLOCKS", retention);
+    net.start_all();
+    let to = net.address(&SecretKey::generate());
+    let coins = net.coins();
+    let mut wallet = net.wallet(0).await;
+    let mut coin = coins[0].clone();
+    for _ in 0..6 {
+        let payment = net.pay(&coin, &to, 1);
+        wallet.pay(&payment).await;
+        until_confirmed(&mut wallet, payment.txid()).await;
+        coin = TestNet::outputs(&payment, &coin.key).remove(1);
+    }
+    let proposer = net.member_key(0);
+    let fees = within("a block of the first member", async {
+        loop {
+            let entries = wallet.coins_of(&net.address(&proposer)).await.utxos;
+            if entries.len() >= 2 {
+                return entries;
+            }
+            let payment = net.pay(&coin, &to, 1);
+            wallet.pay(&payment).await;
+            until_confirmed(&mut wallet, payment.txid()).await;
+            coin = TestNet::outputs(&payment, &coin.key).remove(1);
+        }
+    })
+    .await;
+    let fee = |i: usize| Coin { outpoint: fees[i].outpoint, amount: fees[i].output.amount, key: proposer.clone() };
+    let least = net.genesis.min_fee();
+    let rest = fees[0].output.amount.checked_add(fees[1].output.amount).and_then(|sum| sum.checked_sub(least));
+    let spent = net.sign(&[fee(0), fee(1)], vec![Output { amount: rest.unwrap(), address: to }], 0);
+    wallet.pay(&spent).await;
+    until_confirmed(&mut wallet, spent.txid()).await;
+    subscribe(&mut wallet, &to, None).await;
+    // Three members settle it, and then there are two, who make no block.
+    net.kill(3);
+    let mut coin = coins[1].clone();
+    let change = loop {
+        let last = net.pay(&coin, &to, 2);
+        wallet.pay(&last).await;
+        net.kill(2);
+        coin = TestNet::outputs(&last, &coin.key).remove(1);
+        if wallet.query(last.txid()).await.status == TransactionStatusKind::Finalized {
+            break coin;
+        }
+        // A block was faster.
+        net.start(2);
+        net.wait_ready(&[0, 1, 2]);
+    };
+    for stuck in [net.pay(&change, &to, 3), net.pay(&coins[2], &to, 4)] {
+        wallet.broadcast(&stuck).await;
+        wallet.status_of(stuck.txid(), &[TransactionStatusKind::Pending]).await;
+    }
+    net.stop(0);
+    net.stop(1);
+    (net, to)
+}
+
+/// Exports a stopped node's database; gives the lines.
+fn exported(data_dir: &Path, file: &Path) -> Vec<Value> {
+    let made = json_of(data_dir, &["export", file.to_str().unwrap()], 0);
+    let text = std::fs::read_to_string(file).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(made["records"].as_u64().unwrap(), lines.len() as u64 - 2);
+    assert_eq!(made["bytes"].as_u64().unwrap(), text.len() as u64);
+    assert_eq!(made["blake3"], lines.last().unwrap()["End"]["blake3"]);
+    lines
+}
+
+fn genesis_file(net: &TestNet) -> String {
+    net.directory().join(&net.devnet.genesis_file).to_str().unwrap().to_owned()
+}
+
+fn kind(line: &Value) -> &str {
+    line.as_object().unwrap().keys().next().unwrap()
+}
+
+/// What an import makes holds all that was exported, whatever was pruned; only the change
+/// log begins anew, and the fence is up.
+#[tokio::test]
+async fn an_import_holds_what_was_exported() {
+    for retention in ["0", "2"] {
+        let (net, to) = used_network(retention).await;
+        let (old, new) = (net.data_dir(0), net.directory().join("imported"));
+        let file = net.directory().join("ledger.export");
+        let lines = exported(&old, &file);
+        let kinds: BTreeSet<&str> = lines[1..].iter().map(kind).collect();
+        assert_eq!(kinds, ["Block", "End", "InFlight", "Output", "Settled", "Subscription"].into());
+        let before = json_of(&old, &["stats"], 0);
+        assert_eq!(before["pruned"]["height"] != json!(0), retention == "2", "{before}");
+        let imported = json_of(&new, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&net)], 0);
+        assert_eq!((&imported["commit"], &imported["height"]), (&before["commit"], &before["height"]));
+        assert_eq!((&imported["previous_log_id"], &imported["set_aside"]), (&before["log_id"], &Value::Null));
+        assert_ne!(imported["log_id"], before["log_id"]);
+
+        let trees = [
+            "utxos",
+            "addresses",
+            "locks",
+            "certificates",
+            "transactions",
+            "subscriptions",
+            "blocks",
+            "confirmed",
+            "dead",
+        ];
+        for tree in trees {
+            let dump = |dir: &Path| rows(dir, &["dump", "--tree", tree]);
+            assert_eq!(dump(&new), dump(&old), "{tree}");
+        }
+        let votes = |dir: &Path| -> BTreeSet<String> {
+            let rows = rows(dir, &["dump", "--tree", "votes"]);
+            rows.iter().flat_map(|row| row["value"].as_array().unwrap().iter().map(ToString::to_string)).collect()
+        };
+        let in_flight: BTreeSet<String> =
+            net.dump(0, "locks").iter().map(|row| row["key"].as_str().unwrap().into()).collect();
+        let needed = |vote: &String| in_flight.iter().any(|txid| vote.contains(txid.as_str()));
+        assert_eq!(votes(&new), votes(&old).into_iter().filter(needed).collect());
+        let after = json_of(&new, &["stats"], 0);
+        for same in ["supply", "state_digest", "block_hash", "outputs", "public_key", "genesis_hash"] {
+            assert_eq!(after[same], before[same], "{same}");
+        }
+        let live = |row: &&Value| row["value"]["state"].get("Confirmed").is_none();
+        let outputs = rows(&new, &["dump", "--tree", "utxos"]).iter().filter(live).count();
+        assert!(after["fence"]["fenced"].as_u64().unwrap() >= outputs as u64 + 4, "and those of what is in flight");
+        // The log goes on after a gap, and tells what is final and in no block.
+        let log = rows(&new, &["changes"]);
+        let first = before["sequence"].as_u64().unwrap() + 2;
+        let numbers: Vec<u64> = log.iter().map(|entry| entry["sequence"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (first..first + log.len() as u64).collect::<Vec<_>>());
+        let unconfirmed =
+            lines.iter().filter(|line| line["Settled"].is_object() && line["Settled"]["height"].is_null());
+        let unconfirmed: Vec<&Value> = unconfirmed.map(|line| &line["Settled"]["transaction"]["txid"]).collect();
+        let told = log.iter().map(|entry| &entry["change"]["Transition"]["new_state"]["SpentFinalized"]["txid"]);
+        assert_eq!(told.filter(|txid| !txid.is_null()).collect::<Vec<_>>(), unconfirmed);
+        // Exported again, it is the same ledger.
+        let again = exported(&new, &net.directory().join("again.export"));
+        let same = |line: &&Value| !["Fenced", "End", "format"].contains(&kind(line));
+        assert!(again[1..].iter().filter(same).eq(lines[1..].iter().filter(same)));
+        let coins = rows(&new, &["dump", "--tree", "utxos", "--address", &to.to_string(), "--state", "Unspent"]);
+        assert!(coins.len() >= 7, "{coins:?}");
+    }
+}
+
+/// A member's database is replaced by an export that is older than what it has said. It
+/// stands behind the fence, catches up, serves the same coins, and its wallets begin anew.
+#[tokio::test]
+async fn a_node_goes_on_with_what_was_imported() {
+    let mut net = TestNet::running(4);
+    let (coins, to) = (net.coins(), net.address(&SecretKey::generate()));
+    let mut wallet = net.wallet(3).await;
+    let first = net.pay(&coins[0], &to, 1);
+    wallet.pay(&first).await;
+    until_confirmed(&mut wallet, first.txid()).await;
+    net.stop(3);
+    let (data_dir, file) = (net.data_dir(3), net.directory().join("ledger.export"));
+    exported(&data_dir, &file);
+    net.start(3);
+    net.wait_ready(&[0, 1, 2, 3]);
+    let mut wallet = net.wallet(3).await;
+    let second = net.pay(&coins[1], &to, 2);
+    wallet.pay(&second).await;
+    until_confirmed(&mut wallet, second.txid()).await;
+    let seen = subscribe(&mut wallet, &to, None).await;
+    assert_eq!(seen.utxos.len(), 2);
+    net.stop(3);
+    let imported = json_of(&data_dir, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&net)], 0);
+    assert_eq!(imported["set_aside"], json!(data_dir.join("set-aside-1")));
+    net.start(3);
+    net.wait_ready(&[0, 1, 2, 3]);
+    until_fence_stands(&net, 3);
+    let mut wallet = net.wallet(3).await;
+    until_confirmed(&mut wallet, second.txid()).await;
+    let resumed = subscribe(&mut wallet, &to, Some(&seen)).await;
+    assert!(resumed.reset && resumed.log_id != seen.log_id);
+    assert_eq!(resumed.utxos, seen.utxos);
+    let ours = wallet.coins_of(&to).await;
+    let theirs = net.wallet(0).await.coins_of(&to).await;
+    assert_eq!((ours.utxos, ours.total), (theirs.utxos, theirs.total));
+    // It votes on what came into being meanwhile: without it there is no quorum.
+    let third = net.pay(&coins[2], &to, 3);
+    wallet.pay(&third).await;
+    net.kill(2);
+    let change = TestNet::outputs(&third, &coins[2].key).remove(1);
+    wallet.pay(&net.pay(&change, &to, 4)).await;
+    net.stop(3);
+    assert_eq!(json_of(&data_dir, &["stats"], 0)["supply"]["conserved"], json!(true));
+}
+
+/// An observer has no votes to lose: its log is another one, and there is no fence.
+#[test]
+fn an_observers_ledger_is_imported_without_a_fence() {
+    let net = TestNet::new(1);
+    let (old, new) = (net.directory().join("observer"), net.directory().join("imported"));
+    let owner = Owner { genesis: &net.genesis, public_key: None, first_start: false };
+    drop(Database::open(&old, owner, 1 << 20).unwrap());
+    let file = net.directory().join("ledger.export");
+    exported(&old, &file);
+    let imported = json_of(&new, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&net)], 0);
+    assert_eq!((&imported["fenced"], &imported["public_key"]), (&Value::Null, &Value::Null));
+    let stats = json_of(&new, &["stats"], 0);
+    assert_eq!((&stats["fence"], &stats["supply"]["conserved"]), (&Value::Null, &json!(true)));
+    let backup = net.directory().join("backup");
+    json_of(&new, &["backup", "--to", backup.to_str().unwrap()], 0);
+    let restored = json_of(&new, &["restore", "--from", backup.to_str().unwrap()], 0);
+    assert_eq!(restored["fenced"], Value::Null);
+    assert_ne!(restored["log_id"], restored["previous_log_id"]);
+    drop(Database::open(&new, owner, 1 << 20).unwrap());
+
+    // The same through a pipe.
+    let pipe = format!(
+        "{0} --data-dir {1} export - | {0} --data-dir {2} import - --genesis {3}",
+        env!("CARGO_BIN_EXE_time-db"),
+        old.display(),
+        net.directory().join("piped").display(),
+        genesis_file(&net)
+    );
+    assert!(Command::new("bash").args(["-o", "pipefail", "-c", &pipe]).status().unwrap().success());
+    let dump = |dir: &Path| rows(dir, &["dump", "--tree", "utxos"]);
+    assert_eq!(dump(&net.directory().join("piped")), dump(&old));
+}
+
+/// The file of these lines, its last line made anew.
+fn sealed(lines: &[Value]) -> String {
+    let mut text: String = lines[..lines.len() - 1].iter().map(|line| format!("{line}\n")).collect();
+    let checksum = blake3::hash(text.as_bytes()).to_hex().to_string();
+    let records = lines.len() - 2;
+    text.push_str(&json!({ "End": { "records": records, "blake3": checksum } }).to_string());
+    text.push('\n');
+    text
+}
+
+fn place(lines: &[Value], wanted: impl Fn(&Value) -> bool) -> usize {
+    lines.iter().position(wanted).unwrap()
+}
+
+fn output_in(lines: &[Value], state: &str) -> usize {
+    place(lines, |line| {
+        let found = &line["Output"]["state"];
+        found == state || found.get(state).is_some()
+    })
+}
+
+fn unconfirmed(lines: &[Value]) -> usize {
+    place(lines, |line| line["Settled"].is_object() && line["Settled"]["height"].is_null())
+}
+
+fn first(lines: &[Value], name: &str) -> usize {
+    place(lines, |line| line.get(name).is_some())
+}
+
+/// Turns a hex digit into another one.
+fn flip(text: &mut Value) {
+    let digit = if text.as_str().unwrap().starts_with('0') { "1" } else { "0" };
+    *text = json!(format!("{digit}{}", &text.as_str().unwrap()[1..]));
+}
+
+type Doctored = fn(&mut Vec<Value>);
+
+/// What somebody may do to an export who can make its checksum anew, and what is said.
+const DOCTORED: [(&str, &str, Doctored); 33] = [
+    ("a coin is left out", "digest|final and in no block are missing", |lines| {
+        lines.remove(output_in(lines, "Unspent"));
+    }),
+    ("a coin has grown", "nothing here made", |lines| {
+        let at = output_in(lines, "Unspent");
+        let amount = lines[at]["Output"]["output"]["amount"].as_u64().unwrap();
+        lines[at]["Output"]["output"]["amount"] = json!(amount + 1);
+    }),
+    ("a coin is added", "nothing here made", |lines| {
+        let at = output_in(lines, "Unspent");
+        let mut added = lines[at].clone();
+        added["Output"]["outpoint"]["txid"] = json!("00".repeat(32));
+        lines.insert(first(lines, "Output"), added);
+    }),
+    ("a spent coin is added as spent", "does not spend it", |lines| {
+        let mut added = lines[output_in(lines, "Confirmed")].clone();
+        added["Output"]["outpoint"] = json!({ "txid": "00".repeat(32), "vout": 0 });
+        lines.insert(first(lines, "Output"), added);
+    }),
+    ("a spent coin comes back", "digest|nothing here made", |lines| {
+        let at = output_in(lines, "Confirmed");
+        lines[at]["Output"]["state"] = json!("Unspent");
+    }),
+    ("a coin that is finally spent comes back", "spent by what is final", |lines| {
+        let at = output_in(lines, "SpentFinalized");
+        lines[at]["Output"]["state"] = json!("Unspent");
+    }),
+    ("a lock is gone", "locked for what is in flight", |lines| {
+        let at = output_in(lines, "Locked");
+        lines[at]["Output"]["state"] = json!("Unspent");
+    }),
+    ("a lock of nobody", "what it is locked for", |lines| {
+        let at = output_in(lines, "Unspent");
+        lines[at]["Output"]["state"] = json!({ "Locked": { "txid": "00".repeat(32), "locked_at": 1 } });
+    }),
+    ("spent by another", "what has spent it", |lines| {
+        let at = output_in(lines, "SpentFinalized");
+        lines[at]["Output"]["state"]["SpentFinalized"]["txid"] = json!("00".repeat(32));
+    }),
+    ("spent in another block", "what has spent it", |lines| {
+        let at = output_in(lines, "Confirmed");
+        lines[at]["Output"]["state"]["Confirmed"]["block_height"] = json!(1_000);
+    }),
+    ("two coins change places", "not in order", |lines| {
+        let at = first(lines, "Output");
+        lines.swap(at, at + 1);
+    }),
+    ("a coin twice", "not in order", |lines| {
+        let at = first(lines, "Output");
+        lines.insert(at, lines[at].clone());
+    }),
+    ("an output of what is final is left out", "final and in no block are missing", |lines| {
+        let txid = lines[unconfirmed(lines)]["Settled"]["transaction"]["txid"].clone();
+        lines.remove(place(lines, |line| {
+            line["Output"]["outpoint"]["txid"] == txid && line["Output"]["state"] == "Unspent"
+        }));
+    }),
+    ("a transaction of a block is left out", "of the block before is missing", |lines| {
+        lines.remove(first(lines, "Settled"));
+    }),
+    ("a block is left out", "does not belong here", |lines| {
+        lines.remove(place(lines, |line| line["Block"]["block"]["height"] == 2));
+    }),
+    ("the last block is left out with all that is in it", "not the one that the header names", |lines| {
+        let height = lines[0]["height"].clone();
+        lines.retain(|line| line["Block"]["block"]["height"] != height && line["Settled"]["height"] != height);
+    }),
+    ("the last block is left out, in the header too", "nothing here made|does not spend it", |lines| {
+        let height = lines[0]["height"].clone();
+        lines.retain(|line| line["Block"]["block"]["height"] != height && line["Settled"]["height"] != height);
+        let last = lines.iter().rev().find(|line| line.get("Block").is_some()).unwrap()["Block"].clone();
+        lines[0]["height"] = last["block"]["height"].clone();
+        lines[0]["block_hash"] = last["certificate"]["block_hash"].clone();
+    }),
+    ("a block has another time", "the certificate is for another block", |lines| {
+        let at = first(lines, "Block");
+        lines[at]["Block"]["block"]["timestamp_ms"] = json!(1);
+    }),
+    ("a block's vote is forged", "a signature does not verify", |lines| {
+        let at = first(lines, "Block");
+        flip(&mut lines[at]["Block"]["certificate"]["votes"][0]["signature"]);
+    }),
+    ("a block has too few votes", "short of the quorum", |lines| {
+        let at = first(lines, "Block");
+        lines[at]["Block"]["certificate"]["votes"].as_array_mut().unwrap().truncate(2);
+    }),
+    ("an owner's signature is forged", "a signature does not verify", |lines| {
+        let at = first(lines, "Settled");
+        flip(&mut lines[at]["Settled"]["transaction"]["inputs"][0]["signature"]);
+    }),
+    ("a payment pays another amount", "its txid is", |lines| {
+        let at = first(lines, "Settled");
+        lines[at]["Settled"]["transaction"]["outputs"][0]["amount"] = json!(2);
+    }),
+    ("another key signs", "does not own", |lines| {
+        let at = first(lines, "Settled");
+        lines[at]["Settled"]["transaction"]["inputs"][0]["public_key"] =
+            lines[first(lines, "Block")]["Block"]["block"]["proposer"].clone();
+    }),
+    ("a fee is another one", "fee is not", |lines| {
+        let at = first(lines, "Settled");
+        lines[at]["Settled"]["settled"]["fee"] = json!(1);
+    }),
+    ("what is final has no proof", "neither a block nor a finality proof", |lines| {
+        let at = unconfirmed(lines);
+        lines[at]["Settled"]["certificate"] = Value::Null;
+    }),
+    ("a finality proof is forged", "a signature does not verify", |lines| {
+        let at = unconfirmed(lines);
+        flip(&mut lines[at]["Settled"]["certificate"]["votes"][0]["signature"]);
+    }),
+    ("what is final comes twice", "was here before", |lines| {
+        let at = unconfirmed(lines);
+        lines.insert(at, lines[at].clone());
+    }),
+    ("it was committed to without a certificate", "without its certificate", |lines| {
+        let at = first(lines, "InFlight");
+        lines[at]["InFlight"]["votes"] = json!(["Approve", "Commit"]);
+    }),
+    ("something in flight comes twice", "was here before", |lines| {
+        let at = first(lines, "InFlight");
+        lines.insert(at, lines[at].clone());
+    }),
+    ("a death in no block", "no such block", |lines| {
+        let dead = json!({ "Dead": { "txid": "00".repeat(32), "by": null, "height": 1_000 } });
+        lines.insert(first(lines, "Output"), dead);
+    }),
+    ("records out of order", "does not belong here", |lines| {
+        let moved = lines.remove(first(lines, "Subscription"));
+        lines.insert(first(lines, "Output"), moved);
+    }),
+    ("a subscription of no wallet", "no wallet can make", |lines| {
+        let at = first(lines, "Subscription");
+        lines[at]["Subscription"]["token_hash"] = json!("00");
+    }),
+    ("a stranger's database", "no member of this network", |lines| {
+        lines[0]["public_key"] = json!("00".repeat(32));
+    }),
+];
+
+/// Whatever is wrong with a file, the import says where and what, and changes nothing.
+#[tokio::test]
+async fn a_bad_export_is_refused_and_changes_nothing() {
+    let (net, _) = used_network("0").await;
+    let (data_dir, file) = (net.data_dir(0), net.directory().join("ledger.export"));
+    let lines = exported(&data_dir, &file);
+    let bad = net.directory().join("bad.export");
+    let names = || std::fs::read_dir(&data_dir).unwrap().map(|e| e.unwrap().file_name()).collect::<BTreeSet<_>>();
+    let (files, before) = (names(), rows(&data_dir, &["dump"]));
+    let genesis = genesis_file(&net);
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&bad, bytes).unwrap();
+        let refused = failure(&data_dir, &["import", bad.to_str().unwrap(), "--genesis", &genesis]);
+        assert_eq!(names(), files);
+        refused["error"].as_str().unwrap().to_owned()
+    };
+    for (story, said, doctor) in DOCTORED {
+        let mut doctored = lines.clone();
+        doctor(&mut doctored);
+        assert_ne!(doctored, lines, "{story}");
+        let error = refused(sealed(&doctored).as_bytes());
+        assert!(said.split('|').any(|said| error.contains(said)), "{story}: {error}");
+        if story.contains("forged") {
+            let changed = lines.iter().zip(&doctored).position(|(a, b)| a != b).unwrap();
+            assert!(error.contains(&format!("line {} ", changed + 1)), "{story}: {error}");
+        }
+    }
+    let whole = std::fs::read(&file).unwrap();
+    let cut = |length: usize| refused(&whole[..length]);
+    for part in 0..12 {
+        let error = cut(whole.len() * part / 12);
+        assert!(error.contains("not whole") || error.contains("no export"), "{part}: {error}");
+    }
+    assert!(cut(whole.len() - 1).contains("not whole"));
+    let last_line = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    assert!(cut(last_line).contains("not whole"));
+    assert!(
+        refused(&[&whole[..], b"more"].concat()).contains("ends here")
+            || refused(&[&whole[..], b"\n"].concat()).contains("more after")
+    );
+    for part in 0..40 {
+        let mut flipped = whole.clone();
+        let at = whole.len() * part / 40 + 7;
+        flipped[at] ^= 0x04;
+        refused(&flipped);
+    }
+    let records =
+        |n: u64| sealed(&lines).replace(&format!("\"records\":{}", lines.len() - 2), &format!("\"records\":{n}"));
+    assert!(refused(records(1).as_bytes()).contains("there should be 1"));
+    assert!(refused(b"{}\n").contains("no export"));
+    let mut future = lines.clone();
+    future[0]["version"] = json!(2);
+    assert!(refused(sealed(&future).as_bytes()).contains("version 2"));
+
+    let other = TestNet::new(4);
+    let foreign = failure(&data_dir, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&other)]);
+    assert_eq!(foreign["kind"], json!("other_network"));
+    let without = failure(&data_dir, &["import", file.to_str().unwrap()]);
+    assert!(without["error"].as_str().unwrap().contains("genesis"), "{without}");
+    let taken = failure(&data_dir, &["export", file.to_str().unwrap()]);
+    assert_eq!(taken["kind"], json!("exists"));
+    assert_eq!(names(), files);
+    assert_eq!(rows(&data_dir, &["dump"]), before);
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+}
+
+#[tokio::test]
+async fn a_killed_import_leaves_the_old_or_the_new() {
+    let (net, _) = used_network("0").await;
+    let (data_dir, file) = (net.data_dir(0), net.directory().join("ledger.export"));
+    exported(&data_dir, &file);
+    let genesis = genesis_file(&net);
+    let work = net.directory().join("work");
+    killed_at_every_moment(&data_dir, &work, &["import", file.to_str().unwrap(), "--genesis", &genesis]);
+}
+
+/// An older schema is brought up to date with a copy kept; what is newer is refused.
+#[tokio::test]
+async fn a_migration_keeps_a_copy_and_says_from_what_to_what() {
+    let mut net = TestNet::running(1);
+    let (coins, to) = (net.coins(), net.address(&SecretKey::generate()));
+    net.wallet(0).await.pay(&net.pay(&coins[0], &to, 1)).await;
+    net.stop(0);
+    let (data_dir, genesis) = (net.data_dir(0), genesis_file(&net));
+    let newest = json_of(&data_dir, &["stats"], 0)["schema"].clone();
+    let set_schema = |schema: u32| {
+        let db = sled::Config::new().path(data_dir.join("db")).open().unwrap();
+        db.open_tree("meta").unwrap().insert("schema", &schema.to_le_bytes()).unwrap();
+        db.flush().unwrap();
+    };
+    let migrate = ["migrate", "--genesis", &genesis];
+    let nothing = json_of(&data_dir, &migrate, 0);
+    assert_eq!(nothing, json!({ "from": newest, "to": newest, "copy": null }));
+    set_schema(2);
+    assert_eq!(json_of(&data_dir, &["stats"], 0)["schema"], json!(2), "looking does not migrate");
+    assert!(failure(&data_dir, &["migrate"])["error"].as_str().unwrap().contains("genesis"));
+    let other = TestNet::new(1);
+    let foreign = failure(&data_dir, &["migrate", "--genesis", &genesis_file(&other)]);
+    assert_eq!(foreign["kind"], json!("other_network"));
+    let migrated = json_of(&data_dir, &migrate, 0);
+    assert_eq!((&migrated["from"], &migrated["to"]), (&json!(2), &newest));
+    let copy = Path::new(migrated["copy"].as_str().unwrap());
+    assert_eq!(json_of(copy, &["stats"], 0)["schema"], json!(2));
+    assert_eq!(json_of(&data_dir, &["stats"], 0)["schema"], newest);
+    set_schema(99);
+    assert_eq!(failure(&data_dir, &migrate)["kind"], json!("newer_schema"));
+    set_schema(u32::try_from(newest.as_u64().unwrap()).unwrap());
+    net.start(0);
+    net.wait_ready(&[0]);
 }

@@ -10,9 +10,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::DatabaseError;
-use super::guard::{Guard, sync_directory};
+use super::guard::{Guard, Stamp, sync_directory};
 use super::inspect::{Condition, Trees as InspectTrees};
-use super::open::{DATABASE_DIR, Storage};
+use super::open::{DATABASE_DIR, Storage, schema_check};
 use super::repair_fence::put_behind_fence;
 use super::schema::SCHEMA_VERSION;
 use super::store::Database;
@@ -77,30 +77,31 @@ pub fn restore(
         let _database = lock_database(from)?.ok_or_else(|| DatabaseError::Missing(from.to_path_buf()))?;
         copy_to(from, building.path(), watcher)?;
     }
-    let copy = watched(watcher, || InspectTrees::open_with_cache(building.path(), cache_bytes))?;
-    let condition = copy.condition()?;
+    let storage = watched(watcher, || Storage::open(building.path(), cache_bytes))?;
+    let schema = schema_check(&storage.trees)?;
+    let condition = Condition::of(&storage.trees, storage.stamp)?;
     if let Some(genesis) = genesis {
-        copy.belongs_to(genesis)?;
+        condition.belongs_to(genesis)?;
     }
-    drop(copy);
-    if let Some(genesis) = genesis.filter(|_| condition.schema.is_some_and(|schema| schema < SCHEMA_VERSION)) {
-        Storage::open(building.path(), cache_bytes)?.migrate(genesis)?;
+    if let Some(genesis) = genesis.filter(|_| schema.is_some_and(|schema| schema < SCHEMA_VERSION)) {
+        storage.migrate(genesis)?;
     }
-    fence_and_put(building, condition, cache_bytes, watcher)
+    fence_and_put(building, storage, condition, watcher)
 }
 
 /// The last steps of a restore and an import.
 pub(super) fn fence_and_put(
     building: Building,
+    storage: Storage,
     from: Condition,
-    cache_bytes: u64,
     watcher: &dyn Watcher,
 ) -> Result<PutInPlace, DatabaseError> {
     watcher.progress("putting it behind the fence", 0, None);
-    let mut database = watched(watcher, || Database::open_offline(building.path(), cache_bytes))?;
+    let mut database = Database::of_storage(storage)?;
     let fenced = put_behind_fence(&mut database)?;
+    let stamp = Stamp { commit: database.head.commit, digest: database.head.digest };
+    let now = Condition::of(&database.shared.trees, Some(stamp))?;
     drop(database);
-    let now = watched(watcher, || InspectTrees::open_with_cache(building.path(), cache_bytes))?.condition()?;
     let set_aside = building.put_in_place()?;
     Ok(PutInPlace { from, now, fenced, set_aside })
 }

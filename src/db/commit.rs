@@ -303,7 +303,7 @@ fn output_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), Datab
 }
 
 /// The batch's log entries, as many in a row as fit; the key is the first one's number.
-fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Result<(), DatabaseError> {
+pub(super) fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Result<(), DatabaseError> {
     let mut row: Vec<LogEntry> = Vec::new();
     let mut bytes = 8;
     let mut flush = |row: &mut Vec<LogEntry>, bytes: &mut usize| -> Result<(), DatabaseError> {

@@ -34,10 +34,12 @@ mod backup;
 mod codec;
 mod commit;
 mod engine;
+mod export;
 mod fence;
 mod flight;
 pub mod guard;
 mod inspect;
+mod migrate;
 mod open;
 mod prune;
 mod quick;
@@ -67,10 +69,12 @@ pub use crate::consensus::LogEntry;
 pub use backup::{PutInPlace, backup, restore};
 pub use commit::{CommitBatch, Durable};
 pub use engine::{DiskImage, MemoryDisk};
+pub use export::{Exported, ImportError, ImportFault, export, import};
 pub use inspect::{
     Condition, FenceStats, Filter, Flight, Found, GuardStats, HeldCertificate, KeyError, Place, Row, Rows, StateStats,
     Stats, SupplyStats, TREE_NAMES, Thing, TreeStats, Trees as InspectTrees,
 };
+pub use migrate::{Migrated, migrate};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
 pub use repair::{Plan, PlanStep, Remedy, Repaired, plan, repair};

@@ -1,10 +1,12 @@
 //! Opening what the rows lie on: never so that damage brings the caller down, never under a
 //! schema that this program does not know, and with a copy kept before a migration.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
@@ -13,11 +15,15 @@ use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
 use super::store::Trees;
 use super::{DatabaseError, FrozenRow, switch};
 use crate::consensus::FenceState;
-use crate::limits::LOCK_WAIT;
 use crate::types::{Genesis, PublicKey};
 
 /// sled's directory inside the data directory.
 pub(super) const DATABASE_DIR: &str = "db";
+
+/// How long this process waits for its own lock of before.
+const OWN_LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const OWN_LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// An open disk, and what its guard says.
 #[derive(Debug)]
@@ -163,7 +169,7 @@ pub(super) fn open_migrated(data_dir: &Path, genesis: &Genesis, cache_bytes: u64
     if let Some(schema) = older {
         let commit = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY).commit;
         drop(storage);
-        let copy = data_dir.join(format!("before-schema-{SCHEMA_VERSION}-from-{schema}-at-{commit}"));
+        let copy = copy_before_migration(data_dir, schema, commit);
         if !copy.exists() {
             super::backup::copy_files(data_dir, &copy)?;
         }
@@ -172,6 +178,11 @@ pub(super) fn open_migrated(data_dir: &Path, genesis: &Genesis, cache_bytes: u64
         storage.migrate(genesis)?;
     }
     Ok(storage)
+}
+
+/// Where the database of an older schema is kept.
+pub(super) fn copy_before_migration(data_dir: &Path, schema: u32, commit: u64) -> PathBuf {
+    data_dir.join(format!("before-schema-{SCHEMA_VERSION}-from-{schema}-at-{commit}"))
 }
 
 pub(super) fn sled_file(data_dir: &Path) -> PathBuf {
@@ -189,34 +200,18 @@ pub(super) fn size_on_disk(data_dir: &Path) -> u64 {
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
 }
 
-/// Opens sled; one that was closed in this process just now may still hold its lock for a
-/// moment, until the last of its threads has ended.
+/// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
+/// caller down.
 fn open_sled<T>(
     data_dir: &Path,
     cache_bytes: u64,
-    trees: impl Fn(&sled::Db) -> Result<T, DatabaseError>,
-) -> Result<(sled::Db, T), DatabaseError> {
-    let began = Instant::now();
-    loop {
-        match try_open_sled(data_dir, cache_bytes, &trees) {
-            Err(DatabaseError::InUse(_)) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_WAIT / 50),
-            opened => return opened,
-        }
-    }
-}
-
-/// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
-/// caller down.
-fn try_open_sled<T>(
-    data_dir: &Path,
-    cache_bytes: u64,
-    trees: impl Fn(&sled::Db) -> Result<T, DatabaseError>,
+    trees: impl FnOnce(&sled::Db) -> Result<T, DatabaseError>,
 ) -> Result<(sled::Db, T), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
     remove_stale_snapshots(&path)?;
     let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let db = config.open()?;
+        let db = open_patiently(&config, &path)?;
         let trees = trees(&db)?;
         Ok::<_, DatabaseError>((db, trees))
     }));
@@ -233,6 +228,28 @@ fn try_open_sled<T>(
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             Err(DatabaseError::Damaged(text.unwrap_or_else(|| "it panicked".into())))
+        }
+    }
+}
+
+/// Opens sled's files; if this very process has had them open, its own lock may live a
+/// little longer than the handle that was dropped, for sled's threads hold it too.
+fn open_patiently(config: &sled::Config, path: &Path) -> Result<sled::Db, DatabaseError> {
+    static OPENED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let began = Instant::now();
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error))
+                if is_lock_error(&error) && opened().contains(path) && began.elapsed() < OWN_LOCK_PATIENCE =>
+            {
+                std::thread::sleep(OWN_LOCK_POLL);
+            }
+            outcome => {
+                let db = outcome?;
+                opened().insert(path.to_path_buf());
+                return Ok(db);
+            }
         }
     }
 }

@@ -78,7 +78,11 @@ impl Database {
         if !super::switch::will_be_there(data_dir) {
             return Err(DatabaseError::Missing(data_dir.to_path_buf()));
         }
-        let storage = Storage::open(data_dir, cache_bytes)?;
+        Self::of_storage(Storage::open(data_dir, cache_bytes)?)
+    }
+
+    /// The same of files that are open.
+    pub(super) fn of_storage(storage: Storage) -> Result<Self, DatabaseError> {
         let unfinished = || DatabaseError::corrupt("meta", "the database was never filled to the end");
         match super::open::schema_check(&storage.trees)?.ok_or_else(unfinished)? {
             SCHEMA_VERSION => {}

@@ -1,7 +1,8 @@
 //! What is wrong with a database that cannot be used, and what to do next.
 
 use serde::Serialize;
-use time_masternode::db::DatabaseError;
+use time_masternode::db::{DatabaseError, ImportError};
+use time_masternode::files::FileError;
 
 use super::report::{Format, remark};
 use super::supervise::Supervised;
@@ -23,10 +24,12 @@ const DAMAGED: &str = "keep the directory as it is and do not start the node on 
 impl Failure {
     /// What an error means.
     pub fn of(error: &anyhow::Error) -> Self {
-        let causes = || error.chain();
-        let database = causes().find_map(|cause| cause.downcast_ref::<DatabaseError>());
-        let supervised = causes().find_map(|cause| cause.downcast_ref::<Supervised>());
-        let (kind, next) = match (database, supervised) {
+        let imported = error.downcast_ref::<ImportError>();
+        let database = match imported {
+            Some(ImportError::Database(database)) => Some(database),
+            _ => error.downcast_ref::<DatabaseError>(),
+        };
+        let (kind, next) = match (database, error.downcast_ref::<Supervised>()) {
             (Some(database), _) => of_database(database),
             (None, Some(Supervised::OpenTimeout(_))) => (
                 "damaged",
@@ -37,7 +40,13 @@ impl Failure {
             ),
             (None, Some(Supervised::Engine(_))) => ("damaged", Some(DAMAGED)),
             (None, Some(Supervised::Bug(_))) => ("bug", Some("please report it, with the command that you gave")),
-            (None, None) => ("failed", None),
+            (None, None) if matches!(imported, Some(ImportError::Refused { .. })) => {
+                ("refused", Some("nothing was changed; take another copy of the file, or make the export again"))
+            }
+            (None, None) => match error.downcast_ref::<FileError>() {
+                Some(FileError::Exists(_)) => ("exists", Some("give a name that is not taken")),
+                _ => ("failed", None),
+            },
         };
         // Every message already says what caused it; the chain would say it twice.
         Self { error: error.to_string(), kind, next }

@@ -128,6 +128,19 @@ Examples:
         after_help = "What was there is set aside, never deleted. The node has said more than the backup knows, so\nwhat is restored goes behind the fence: the node asks the other members what it must not\nvote on, and votes on what comes into being after that. Wallets take a new snapshot.\nA backup of an older schema needs --genesis; it is migrated.\n\nExample:\n  time-db --config node/config.toml restore --from backups/monday"
     )]
     Restore(Restore),
+    /// Write the whole ledger to a file that does not depend on the database
+    #[command(
+        after_help = "Lines of JSON with a checksum, described in docs/EXPORT.md; `-` is standard output.\n\nExamples:\n  time-db --config node/config.toml export ledger.export\n  time-db --config node/config.toml export - | zstd > ledger.export.zst"
+    )]
+    Export(Transfer),
+    /// Make a new, compact database of an export, behind the fence
+    #[command(
+        after_help = "It needs --genesis (or --config), and everything in the file is checked against it: blocks,\nproofs, the digest of the outputs, the supply. What was there is set aside, never deleted.\nThe node may have said more than the export knows, so what is imported goes behind the\nfence, as with `restore`. `-` is standard input.\n\nTo compact a database: export it, then import that."
+    )]
+    Import(Transfer),
+    /// Bring the database up to this program's schema, as the node does when it starts
+    #[command(after_help = "A copy of the database is kept first. It needs --genesis (or --config).")]
+    Migrate,
 }
 
 /// What records have to be about.
@@ -235,6 +248,14 @@ pub struct Restore {
     /// A backup, or a copy of a stopped node's data directory
     #[arg(long, value_name = "DIR")]
     pub from: PathBuf,
+}
+
+/// `export` and `import`.
+#[derive(Debug, Args)]
+pub struct Transfer {
+    /// The export
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 #[cfg(test)]

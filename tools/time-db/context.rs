@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use time_masternode::config::{ConfigError, Options, read_genesis};
 use time_masternode::db::guard::Agreement;
 use time_masternode::db::{InspectTrees, Watcher};
@@ -57,6 +58,11 @@ impl<'a> Context<'a> {
     /// The network, if it was said which.
     pub fn genesis_if_given(&self) -> anyhow::Result<Option<Genesis>> {
         Ok(self.genesis_file.as_deref().map(read_genesis).transpose()?)
+    }
+
+    /// The network, without which the command cannot do its work.
+    pub fn genesis(&self) -> anyhow::Result<Genesis> {
+        self.genesis_if_given()?.context("the network's genesis file is needed: give --genesis FILE or --config FILE")
     }
 
     /// Opens the database to look at it.

@@ -4,7 +4,7 @@
 //! - `supervise` keeps a damaged database from taking the program down, `advice` says what
 //!   an error means, `progress` shows how far long work is
 //! - `look` and `stats` print what is there, `mend` verifies and repairs, `copy` makes
-//!   backups and restores them
+//!   backups and restores them, `transfer` exports, imports and migrates
 //!
 //! To look changes nothing that a node has said, and makes nothing that was not there. A
 //! running node's directory is refused, for two programs cannot have one sled database open.
@@ -20,6 +20,7 @@ mod progress;
 mod report;
 mod stats;
 mod supervise;
+mod transfer;
 
 use std::io;
 use std::process::ExitCode;
@@ -68,5 +69,8 @@ fn run(context: &Context<'_>, command: Command) -> anyhow::Result<Outcome> {
         Command::Repair(arguments) => mend::repair(context, &arguments),
         Command::Backup(arguments) => copy::backup(context, &arguments.to),
         Command::Restore(arguments) => copy::restore(context, &arguments.from),
+        Command::Export(arguments) => transfer::export(context, &arguments.file),
+        Command::Import(arguments) => transfer::import(context, &arguments.file),
+        Command::Migrate => transfer::migrate(context),
     }
 }

@@ -81,6 +81,30 @@ pub struct Condition {
     pub agreement: Agreement,
 }
 
+impl Condition {
+    pub(super) fn of(trees: &StoreTrees, stamp: Option<Stamp>) -> Result<Self, DatabaseError> {
+        let head = open::read_meta::<Head>(trees, meta::HEAD)?.unwrap_or(Head::EMPTY);
+        let tip = open::read_meta::<StoredTip>(trees, meta::CHAIN)?.map(|stored| stored.tip()).transpose()?;
+        Ok(Self {
+            schema: open::read_meta(trees, meta::SCHEMA)?,
+            network: open::read_meta(trees, meta::NETWORK)?,
+            commit: head.commit,
+            sequence: head.sequence,
+            height: tip.map_or(0, |tip| tip.height),
+            guarded: stamp.map(|stamp| stamp.commit),
+            agreement: compare(stamp, &head),
+        })
+    }
+
+    /// Refuses another network's.
+    pub(super) fn belongs_to(&self, genesis: &Genesis) -> Result<(), DatabaseError> {
+        match self.network.as_ref().map(|network| network.genesis_hash).filter(|found| *found != genesis.hash()) {
+            Some(found) => Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The trees of a stopped node's database.
 #[derive(Debug)]
 pub struct Trees {
@@ -115,32 +139,14 @@ impl Trees {
         open::read_meta(&self.trees, key)
     }
 
-    fn head(&self) -> Result<Head, DatabaseError> {
-        Ok(self.meta(meta::HEAD)?.unwrap_or(Head::EMPTY))
-    }
-
     /// Who it belongs to and how far it is.
     pub fn condition(&self) -> Result<Condition, DatabaseError> {
-        let head = self.head()?;
-        let tip = self.meta::<StoredTip>(meta::CHAIN)?.map(|stored| stored.tip()).transpose()?;
-        Ok(Condition {
-            schema: self.meta(meta::SCHEMA)?,
-            network: self.meta(meta::NETWORK)?,
-            commit: head.commit,
-            sequence: head.sequence,
-            height: tip.map_or(0, |tip| tip.height),
-            guarded: self.stamp.map(|stamp| stamp.commit),
-            agreement: compare(self.stamp, &head),
-        })
+        Condition::of(&self.trees, self.stamp)
     }
 
     /// Refuses the database of another network.
     pub fn belongs_to(&self, genesis: &Genesis) -> Result<(), DatabaseError> {
-        let stored = self.meta::<StoredNetwork>(meta::NETWORK)?;
-        match stored.map(|stored| stored.genesis_hash).filter(|found| *found != genesis.hash()) {
-            Some(found) => Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found }),
-            None => Ok(()),
-        }
+        self.condition()?.belongs_to(genesis)
     }
 
     /// Which network it is of.
@@ -152,8 +158,9 @@ impl Trees {
     pub(super) fn reader(&self) -> Result<Option<Reader>, DatabaseError> {
         let condition = self.condition()?;
         let Some(network) = condition.network else { return Ok(None) };
+        let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
         let (flights, ..) = FlightTable::read(&self.trees, true)?;
-        let shared = Shared::new(self.trees.clone(), network, &self.head()?, condition.height, flights);
+        let shared = Shared::new(self.trees.clone(), network, &head, condition.height, flights);
         Ok(Some(Reader { shared: std::sync::Arc::new(shared) }))
     }
 

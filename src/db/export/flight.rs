@@ -1,0 +1,114 @@
+//! What is in flight in an export, what died, what is fenced, and subscriptions.
+
+use std::sync::Arc;
+
+use super::super::DatabaseError;
+use super::super::codec::{RowChange, encode, put_record};
+use super::super::schema::{StoredInFlight, Subscription, SubscriptionKey, TreeId, outpoint_key};
+use super::import::{Import, Recent, Stop};
+use super::{DeadRecord, ImportFault, InFlightRecord, SubscriptionRecord};
+use crate::consensus::{Dead, InFlight, Vote, VoteKind};
+use crate::limits::{MAX_SUBSCRIPTION_FILTERS, MAX_TEXT};
+use crate::types::{OutPoint, Txid};
+
+impl Import<'_> {
+    pub(super) fn in_flight(&mut self, record: InFlightRecord) -> Result<(), Stop> {
+        let InFlightRecord { transaction, locked_at, votes, certificates } = record;
+        let transaction = self.signed(transaction)?;
+        let txid = transaction.txid();
+        if self.is_settled(&txid)? || self.is_in_flight(&txid) {
+            return Err(ImportFault::Twice(txid).into());
+        }
+        let said = |kind: VoteKind| votes.iter().filter(|vote| **vote == kind).count();
+        let certified = certificates.iter().any(|certificate| certificate.kind != VoteKind::Abort);
+        let wrong = if VoteKind::ALL.into_iter().any(|kind| said(kind) > 1) {
+            Some("one of them twice")
+        } else if self.header.public_key.is_none() && (!votes.is_empty() || locked_at.is_some()) {
+            Some("an observer gives none")
+        } else if said(VoteKind::Commit) > 0 && said(VoteKind::Abort) > 0 {
+            Some("it was committed to and aborted")
+        } else if said(VoteKind::Commit) > 0 && !certified {
+            Some("it was committed to without its certificate")
+        } else if (said(VoteKind::Approve) > 0) != locked_at.is_some() {
+            Some("it was approved without locks, or locked without approval")
+        } else if !votes.is_empty() && self.header.commit == 0 {
+            Some("there was no commit that could have recorded them")
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            return Err(ImportFault::Votes(wrong).into());
+        }
+        let mut slots = Vec::new();
+        for certificate in certificates {
+            let abort = certificate.kind == VoteKind::Abort;
+            if slots.contains(&abort) {
+                return Err(ImportFault::OtherCertificate.into());
+            }
+            slots.push(abort);
+            self.check_certificate(&txid, &certificate, true)?;
+            self.kept.push(certificate);
+        }
+        self.votes.extend(votes.into_iter().map(|kind| Vote { kind, txid }));
+        self.flights.insert(txid, InFlight { transaction: Arc::new(transaction), locked_at });
+        self.recent.insert(txid, Recent::Unsettled);
+        Ok(())
+    }
+
+    pub(super) fn is_in_flight(&self, txid: &Txid) -> bool {
+        self.recent.contains_key(txid) || self.flights.contains_key(txid)
+    }
+
+    /// What is in flight, as the header's commit would have written it.
+    pub(super) fn write_flights(&mut self) -> Result<(), DatabaseError> {
+        let key = self.header.commit.to_be_bytes();
+        let flights: Vec<_> = self.flights.values().map(StoredInFlight::new).collect();
+        let (votes, kept) = (std::mem::take(&mut self.votes), std::mem::take(&mut self.kept));
+        if !flights.is_empty() {
+            put_record(&mut self.rows, TreeId::Locks, &key, &flights)?;
+        }
+        if !votes.is_empty() {
+            put_record(&mut self.rows, TreeId::Votes, &key, &votes)?;
+        }
+        if !kept.is_empty() {
+            put_record(&mut self.rows, TreeId::Certificates, &key, &kept)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dead(&mut self, record: &DeadRecord) -> Result<(), Stop> {
+        let DeadRecord { txid, by, height } = *record;
+        if height == 0 || height > self.tip.height {
+            return Err(ImportFault::NoSuchBlock.into());
+        }
+        let known = self.storage.trees.get(TreeId::Dead).get(txid.as_bytes())?.is_some();
+        if known || self.is_settled(&txid)? || self.is_in_flight(&txid) {
+            return Err(ImportFault::Twice(txid).into());
+        }
+        let row = encode(TreeId::Dead, &Dead { by, height })?;
+        self.put(TreeId::Dead, txid.as_bytes(), row);
+        self.recent.insert(txid, Recent::Unsettled);
+        Ok(())
+    }
+
+    /// The new fence is put up around everything; what was behind the old one stays fenced.
+    pub(super) fn fenced(&mut self, outpoint: &OutPoint) {
+        let key = outpoint_key(outpoint).to_vec();
+        self.rows.push(RowChange { tree: TreeId::Fence, key, value: Some(Vec::new()) });
+    }
+
+    pub(super) fn subscription(&mut self, record: SubscriptionRecord) -> Result<(), Stop> {
+        let SubscriptionRecord { subscriber_id, token_hash, outpoints, addresses, last_used } = record;
+        let token_hash = hex::decode(&token_hash).ok().and_then(|hash| <[u8; 32]>::try_from(hash).ok());
+        let token_hash = token_hash.ok_or(ImportFault::Subscription)?;
+        let named = !subscriber_id.is_empty() && subscriber_id.len() <= MAX_TEXT;
+        let foreign = addresses.iter().any(|address| address.network() != self.rules.network);
+        if !named || foreign || outpoints.len() + addresses.len() > MAX_SUBSCRIPTION_FILTERS {
+            return Err(ImportFault::Subscription.into());
+        }
+        let key = SubscriptionKey::of(&subscriber_id);
+        let subscription = Subscription { subscriber_id, token_hash, outpoints, addresses, last_used };
+        put_record(&mut self.rows, TreeId::Subscriptions, key.as_bytes(), &subscription)?;
+        Ok(())
+    }
+}
