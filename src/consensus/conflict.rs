@@ -143,9 +143,9 @@ impl Machine {
     /// to be one that the database holds, or be on something settled or dead. Otherwise
     /// votes were lost or a twin is running, and this member must not vote any more.
     ///
-    /// Behind a fence lost votes are expected: they count like anybody's.
+    /// Once votes were lost, they are expected: they count like anybody's.
     pub(super) fn meet_own_votes<V: View>(&mut self, step: &mut Step<'_, V>, batch: &Arc<Verified<MemberBatch>>) {
-        if self.fence.is_some() {
+        if self.has_lost_votes {
             return self.count(step, batch);
         }
         for Vote { kind, txid } in batch.get().votes() {
@@ -162,7 +162,7 @@ impl Machine {
     pub(super) fn meet_certified_own_vote(&mut self, certificate: &Certificate) {
         let Some(own) = self.own.map(|own| self.committee.member(own).public_key) else { return };
         let held = self.pending.get(&certificate.txid).is_some_and(|p| *p.own.of(certificate.kind));
-        if !held && self.fence.is_none() && certificate.votes.iter().any(|vote| vote.voter == own) {
+        if !held && !self.has_lost_votes && certificate.votes.iter().any(|vote| vote.voter == own) {
             self.suspend(Suspension::UnknownOwnVote);
         }
     }

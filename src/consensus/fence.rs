@@ -92,8 +92,10 @@ pub(super) struct Fence {
 }
 
 impl Machine {
-    /// Puts the machine behind the fence that its database has, with so many outpoints.
+    /// Puts the machine behind the fence that its database has, with so many outpoints. That
+    /// votes were lost once is never forgotten: others may bring them back at any time.
     pub fn stand_behind(&mut self, state: FenceState, fenced: u64) {
+        self.has_lost_votes = true;
         self.fence = (state != FenceState::Down).then(|| Fence { state, fenced, answers: BTreeMap::new() });
     }
 
@@ -263,10 +265,11 @@ impl Machine {
         all.into_iter().for_each(|txid| self.ready(txid));
     }
 
-    /// An own vote that the database does not hold: behind the fence it is one of those that
-    /// were lost. It counts like anybody's, and is told apart once its transaction is here.
+    /// An own vote that the database does not hold: once votes were lost, it is one of those.
+    /// It counts like anybody's, and is told apart once its transaction is here: what was
+    /// lost spends something fenced, or what the chain has spent since.
     pub(super) fn meet_lost_votes<V: View>(&mut self, step: &Step<'_, V>, txid: &Txid) {
-        let Some(own) = self.own.filter(|_| self.fence.is_some() && !self.is_asking()) else { return };
+        let Some(own) = self.own.filter(|_| self.has_lost_votes && !self.is_asking()) else { return };
         let key = self.committee.member(own).public_key;
         let Some(pending) = self.pending.get(txid) else { return };
         let Some(transaction) = pending.transaction.as_ref() else { return };
@@ -275,8 +278,17 @@ impl Machine {
             let said = pending.tallies.of(kind).has(own) || pending.certificate(kind).is_some_and(|c| certified(c));
             said && !*pending.own.of(kind)
         });
-        if unknown && !self.is_fenced(step, transaction) {
+        if unknown && !self.is_fenced(step, transaction) && can_live(step, transaction) {
             self.suspend(Suspension::UnknownOwnVote);
         }
     }
+}
+
+/// Whether its inputs are here and the chain has spent none of them for another. What it has
+/// spent may be forgotten, and then is not here.
+fn can_live<V: View>(step: &Step<'_, V>, transaction: &Transaction) -> bool {
+    let view = step.view();
+    let txid = transaction.txid();
+    let spent = |state| matches!(state, UTXOState::Confirmed { txid: by, .. } if by != txid);
+    transaction.spends().all(|outpoint| view.utxo(&outpoint).is_some_and(|utxo| !spent(utxo.state)))
 }

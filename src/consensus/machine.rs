@@ -62,6 +62,8 @@ pub struct Machine {
     /// What this member signs blocks with.
     pub(super) key: Option<SecretKey>,
     pub(super) fence: Option<Fence>,
+    /// Votes of this member were lost once, however long ago.
+    pub(super) has_lost_votes: bool,
     pub(super) lacking: Lacking,
     /// When a member was last sent blocks that it had missed.
     pub(super) told_blocks: BTreeMap<MemberIndex, u64>,
@@ -149,6 +151,7 @@ impl Machine {
             agreement: None,
             key: None,
             fence: None,
+            has_lost_votes: false,
             lacking: Lacking::default(),
             told_blocks: BTreeMap::new(),
             twin_seen_by: BTreeSet::new(),

@@ -12,7 +12,7 @@ use super::schema::{
     outpoint_key,
 };
 use super::store::{Database, DurableHead};
-use crate::consensus::{Changes, FenceState, LogEntry, Suspension, Utxo};
+use crate::consensus::{Changes, LogEntry, Suspension, Utxo};
 use crate::limits::MAX_ROW_BYTES;
 use crate::types::{OutPoint, Txid, UTXOState, UnixSeconds};
 
@@ -264,7 +264,8 @@ fn fence_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), Databa
         value: fenced.then(Vec::new),
     }));
     if let Some(state) = &changes.fence_state {
-        let value = if *state == FenceState::Down { None } else { Some(encode(TreeId::Meta, state)?) };
+        // One that has worn off is remembered: lost votes may come back at any time.
+        let value = Some(encode(TreeId::Meta, state)?);
         rows.push(RowChange { tree: TreeId::Meta, key: meta::FENCE.to_vec(), value });
     }
     Ok(())

@@ -33,8 +33,8 @@ pub struct RecoveredState {
     pub in_flight: Vec<Recovered>,
     /// Why this member must not vote, if so.
     pub suspension: Option<Suspension>,
-    /// The fence behind which it votes, if votes were lost, with the number of fenced
-    /// outpoints.
+    /// The fence behind which it votes or has voted, if votes were ever lost, with the number
+    /// of fenced outpoints.
     pub fence: Option<(FenceState, u64)>,
     /// The chain.
     pub tip: ChainTip,

@@ -179,9 +179,11 @@ impl UTXOStateManager {
             machine.suspend(reason);
         }
         if let Some((state, fenced)) = recovered.fence {
-            tracing::warn!(?state, fenced, "votes of this member were lost; it votes behind a fence");
             machine.stand_behind(state, fenced);
-            if !machine.can_be_fenced() {
+            if machine.fence().is_some() {
+                tracing::warn!(?state, fenced, "votes of this member were lost; it votes behind a fence");
+            }
+            if machine.fence().is_some() && !machine.can_be_fenced() {
                 tracing::error!("without this member there is no quorum: this network does not survive its lost votes");
             }
         }

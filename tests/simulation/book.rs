@@ -94,7 +94,7 @@ impl Book {
 
     /// Whether this member votes without a fence.
     pub const fn is_sound(&self) -> bool {
-        self.fence.is_none()
+        matches!(self.fence, None | Some(FenceState::Down))
     }
 
     /// Enters one atomic commit.
@@ -124,7 +124,7 @@ impl Book {
             }
         }
         if let Some(state) = changes.fence_state {
-            self.fence = (state != FenceState::Down).then_some(state);
+            self.fence = Some(state);
         }
     }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use time_masternode::consensus::{
-    Action, Ballot, ChainTip, ConsensusMessage, Event, FenceState, Machine, Now, Proposal, Source, Step, VoteKind,
+    Action, Ballot, ChainTip, ConsensusMessage, Event, FenceState, Machine, Now, Proposal, Source, Step, Suspension,
+    Utxo, Vote, VoteKind, Voting,
 };
 use time_masternode::db::{Database, MemoryDisk, Owner};
 use time_masternode::limits::ASK_EVERYBODY_AFTER_MS;
-use time_masternode::types::{Block, Txid, proposal_message};
+use time_masternode::types::{Block, Txid, UTXOState, proposal_message};
 
 use super::core_net::{COIN, MIN_FEE, Setting, Store};
 
@@ -136,6 +137,34 @@ fn what_died_unseen_and_is_forgotten_is_not_aborted_again() {
     }
     assert_eq!(votes(&alone.proposal(Vec::new(), vec![txid])), [false], "a block that aborts it is refused");
     assert!(alone.store.in_flight.is_empty());
+}
+
+/// A member that lost its votes votes again behind its fence, or long after the fence has worn
+/// off. Others bring a vote of its former life back, on what the chain has made impossible
+/// before this member ever saw it, and the coin is free of the fence for that reason, or
+/// forgotten. That is no twin. A vote on what could live and was never fenced is.
+#[test]
+fn a_lost_vote_on_what_the_chain_has_killed_is_no_twin() {
+    let setting = Setting::of(4);
+    let payment = setting.pay(&[(setting.coin(0), 0)], &[(COIN - MIN_FEE, 1)], 1);
+    let rival = setting.pay(&[(setting.coin(0), 0)], &[(COIN - MIN_FEE - 1, 1)], 2);
+    let spent = UTXOState::Confirmed { txid: rival.txid(), block_height: 1, confirmed_at: 0 };
+    let twin = Voting::Suspended(Suspension::UnknownOwnVote);
+    for state in [FenceState::Standing { height: 0 }, FenceState::Down] {
+        for (coin, expected) in
+            [(Some(spent), Voting::Active), (None, Voting::Active), (Some(UTXOState::Unspent), twin)]
+        {
+            let mut alone = Alone::new();
+            alone.machine.stand_behind(state, 0);
+            let utxo = alone.store.utxos.remove(&setting.coin(0)).unwrap();
+            alone.store.utxos.extend(coin.map(|state| (setting.coin(0), Utxo { state, ..utxo })));
+            let own = setting.batch(0, vec![Vote { kind: VoteKind::Commit, txid: payment.txid() }]);
+            alone.handle(Event::Votes(own));
+            assert_eq!(alone.machine.voting(), Voting::Active, "what it is about is not known yet");
+            alone.handle(Event::Transaction { transaction: setting.signed(&payment), source: Source::Answer });
+            assert_eq!(alone.machine.voting(), expected, "{state:?}, {coin:?}");
+        }
+    }
 }
 
 /// The power goes while a new database is being made, at each of its writes, and what was

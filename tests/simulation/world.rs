@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use time_masternode::consensus::{
-    Action, Certificate, CheckedBlock, CheckedCertificate, ConsensusMessage, Event, MemberBatch, MemberIndex, Now,
-    Progress, SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
+    Action, Certificate, CheckedBlock, CheckedCertificate, ConsensusMessage, Event, FenceState, MemberBatch,
+    MemberIndex, Now, Progress, SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
 };
 use time_masternode::db::{CommitBatch, DiskImage, LedgerView, MemoryDisk};
 use time_masternode::types::{
@@ -632,13 +632,13 @@ impl World {
         i: usize,
         changes: &time_masternode::consensus::Changes,
         known: u64,
-        fence: Option<time_masternode::consensus::FenceState>,
+        fence: Option<FenceState>,
     ) {
         let now = self.members[i].book.fence;
         self.coverage.commits += 1;
-        let stands = fence != now && matches!(now, Some(time_masternode::consensus::FenceState::Standing { .. }));
+        let stands = fence != now && matches!(now, Some(FenceState::Standing { .. }));
         self.coverage.fences_standing += u64::from(stands);
-        self.coverage.fences_down += u64::from(fence.is_some() && now.is_none());
+        self.coverage.fences_down += u64::from(fence != now && now == Some(FenceState::Down));
         if stands && self.votes_lost == Some(i) {
             self.votes_lost = None;
         }
