@@ -71,7 +71,7 @@ fn shape_of(rng: &mut Rng) -> Shape {
         liars,
         puppets: rng.chance(500),
         weather,
-        interval_ms: rng.pick(&[100, 300, 1_000]),
+        interval_ms: rng.pick(&[100, 300, 1_000, 4_000]),
         power_cut: rng.pick(&[0, 0, 5, 20]),
         events_per_commit: rng.pick(&[1, 4, 16]),
         retention: rng.pick(&[None, None, Some(0), Some(2)]),
@@ -112,7 +112,7 @@ pub fn play(seed: u64, planted: Planted, trace: bool) -> Result<Coverage, Violat
         let habits = habits_of(&mut rng, &shape);
         let coins = 1 + u32::try_from(rng.below(4)).expect("below 4");
         let setting = setting_of(&shape.weights, coins, planted.is(Planted::ShortQuorum));
-        let mut wallets = Wallets::new(&setting, coins, rng.pick(&[100, 400, 700]), rng.pick(&[100, 400]));
+        let mut wallets = Wallets::new(&setting, coins, rng.pick(&[100, 400, 700]), rng.pick(&[100, 400, 700]));
         let speak = rng.chance(700);
         let mut world = World::new(setting, shape, planted, rng.next(), trace);
         world.liars.speak = speak;
@@ -313,12 +313,17 @@ fn heal(world: &mut World) {
     world.calm = true;
     world.network.unsilence();
     world.network.weather = CALM;
+    // What only memory knows must neither be needed nor be in the way.
+    let restart = world.rng.chance(300);
     for i in 0..world.members.len() {
         if world.members[i].is_rolled_back {
             world.repair(i);
         }
-        // What was about to fail fails now.
-        world.crash(i);
+        // No write is about to fail any more: all that was written is synced.
+        world.members[i].disk.lose_power(true);
+        if restart {
+            world.crash(i);
+        }
         world.start(i);
     }
     world.connect_all();
