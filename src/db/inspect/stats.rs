@@ -178,7 +178,8 @@ impl Trees {
             trees.push(size);
         }
         let fenced = trees.iter().find(|tree| tree.name == TreeId::Fence.name()).map_or(0, |tree| tree.rows);
-        let fence = self.meta::<FenceState>(meta::FENCE)?.map(|state| FenceStats {
+        let fence = self.meta::<FenceState>(meta::FENCE)?.filter(|state| *state != FenceState::Down);
+        let fence = fence.map(|state| FenceStats {
             standing: state != FenceState::Asking,
             fenced,
             agrees_from: state.agrees_from(),
