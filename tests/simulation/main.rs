@@ -100,7 +100,10 @@ const SEEDS_FOR_A_FLAW: u64 = 300;
 #[test]
 fn every_planted_bug_is_found() {
     let count = number("TIME_FLAW_SEEDS").unwrap_or(SEEDS_FOR_A_FLAW);
-    let find = |planted| (0..count).find_map(|seed| Some((seed, schedule::play(seed, planted, false).err()?)));
+    // What breaks without the bug too says nothing about it.
+    let is_sound = |seed| schedule::play(seed, Planted::Nothing, false).is_ok();
+    let found = |planted, seed| schedule::play(seed, planted, false).err().filter(|_| is_sound(seed));
+    let find = |planted| (0..count).find_map(|seed| Some((seed, found(planted, seed)?)));
     let mut missed = Vec::new();
     for planted in Planted::ALL {
         match find(planted) {

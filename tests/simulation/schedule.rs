@@ -35,6 +35,7 @@ struct Habits {
     image: u64,
     ambush: u64,
     duel: u64,
+    disinherit: u64,
     payments: usize,
 }
 
@@ -98,8 +99,9 @@ fn habits_of(rng: &mut Rng, shape: &Shape) -> Habits {
         lie: rng.pick(&[5, 20]),
         lose_disk: if can_lose { rng.pick(&[0, 1, 3]) } else { 0 },
         image: if can_lose { rng.pick(&[0, 2]) } else { 0 },
-        ambush: rng.pick(&[0, 0, 2]),
+        ambush: rng.pick(&[0, 1, 3]),
         duel: rng.pick(&[0, 4, 10]),
+        disinherit: if can_lose { rng.pick(&[0, 0, 1]) } else { 0 },
         payments: 6 + rng.below(14),
     }
 }
@@ -141,6 +143,7 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
         habits.image,
         habits.ambush,
         habits.duel,
+        habits.disinherit,
     ];
     let (mut sent, mut contested): (Vec<Txid>, usize) = (Vec::new(), 0);
     for _ in 0..habits.steps {
@@ -178,6 +181,7 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
                 world.start(i);
                 world.connect_all();
             }
+            5 if world.rng.chance(300) => split(world),
             5 => {
                 let (from, to) = (world.rng.below(n), world.rng.below(n));
                 world.network.silence(from, to);
@@ -185,6 +189,7 @@ fn chaos(world: &mut World, wallets: &mut Wallets, habits: &Habits) {
             6 => funnel(world, i, habits.lose_disk > 0),
             13 => ambush(world, wallets, i, habits.lose_disk > 0),
             14 if sent.len() + contested < habits.payments => contested += duel(world, wallets),
+            15 => disinherit(world, wallets, i),
             7 => (0..n).for_each(|from| world.network.silence(from, i)),
             8 => world.network.unsilence(),
             9 => {
@@ -295,6 +300,46 @@ fn ambush(world: &mut World, wallets: &mut Wallets, i: usize, loses: bool) {
     }
 }
 
+/// The network falls into two parts, and nothing passes between them.
+fn split(world: &mut World) {
+    let n = world.members.len();
+    let side: Vec<bool> = (0..n).map(|_| world.rng.chance(500)).collect();
+    let pairs = (0..n).flat_map(|from| (0..n).map(move |to| (from, to)));
+    pairs.filter(|(from, to)| side[*from] != side[*to]).for_each(|(from, to)| world.network.silence(from, to));
+}
+
+/// A payment and one that spends its output are made in quick succession; a member that may
+/// have voted on both loses its votes before a block has either, and is then asked to vote on
+/// something else that spends that output.
+fn disinherit(world: &mut World, wallets: &mut Wallets, i: usize) {
+    if world.votes_lost.is_some() || !can_be_fenced(world, i) {
+        return;
+    }
+    let Some(coin) = wallets.fresh(world) else { return };
+    let all = 0..world.members.len();
+    let parent = wallets.spend(world, &[coin]);
+    all.clone().for_each(|to| world.submit(to, parent));
+    let ms = 100 + world.rng.below(600) as u64;
+    world.pass(ms);
+    let output = OutPoint { txid: parent, vout: 0 };
+    if !wallets.is_worth_spending(&output) {
+        return;
+    }
+    let child = wallets.spend(world, &[output]);
+    all.for_each(|to| world.submit(to, child));
+    let ms = 50 + world.rng.below(600) as u64;
+    world.pass(ms);
+    world.lose_disk(i);
+    world.start(i);
+    world.connect_all();
+    let rival = wallets.spend(world, &[output]);
+    for _ in 0..3 {
+        let ms = 50 + world.rng.below(500) as u64;
+        world.pass(ms);
+        world.submit(i, rival);
+    }
+}
+
 /// One coin is spent several times in one instant, at different members.
 fn duel(world: &mut World, wallets: &mut Wallets) -> usize {
     let Some(coin) = wallets.fresh(world) else { return 0 };
@@ -386,7 +431,27 @@ fn settle(world: &mut World, wallets: &mut Wallets) {
             "{txid} was acknowledged, nobody contradicts it, and it is in no block"
         );
     }
+    if world.rng.chance(400) {
+        contest_everything(world, wallets);
+    }
     spend_everything(world, wallets);
+}
+
+/// Conflicts come to an end, also on coins on which there was one before.
+fn contest_everything(world: &mut World, wallets: &mut Wallets) {
+    for _ in 0..2 {
+        let before = world.coverage.duels;
+        for _ in 0..3 {
+            duel(world, wallets);
+        }
+        if !run_until(world, HEALING_MS, |world| open(world).is_none()) {
+            let what = open(world).unwrap_or_default();
+            super::violation::violated(format!("long after a conflict on a calm network, {what}"));
+        }
+        if world.coverage.duels == before {
+            return;
+        }
+    }
 }
 
 /// Every coin that nobody has spent can be spent: by a payment of it, or by a rival that

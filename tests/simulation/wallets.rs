@@ -95,6 +95,11 @@ impl Wallets {
         transaction.txid()
     }
 
+    /// Whether it is there and has more than a few fees in it.
+    pub fn is_worth_spending(&self, outpoint: &OutPoint) -> bool {
+        self.outputs.get(outpoint).is_some_and(|(amount, _)| *amount > 4 * MIN_FEE)
+    }
+
     /// Whether some wallet has the key to it.
     pub fn owns(&self, outpoint: &OutPoint) -> bool {
         self.outputs.contains_key(outpoint)
