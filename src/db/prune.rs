@@ -64,7 +64,7 @@ impl Reader {
         let before = self.pruned()?;
         let (mut pruned, mut rows) = (before, Vec::new());
         while pruned.height < keep_above && rows.len() < most {
-            let Some(decided) = self.block(pruned.height + 1)? else { break };
+            let Some(decided) = self.block(pruned.height.saturating_add(1))? else { break };
             let done = usize::try_from(pruned.entries).unwrap_or(usize::MAX);
             for txid in decided.block.transactions.iter().skip(done) {
                 if rows.len() >= most {
@@ -105,7 +105,7 @@ impl Reader {
     /// stands before it is done as well. What the log names as final and in no block is
     /// still needed.
     fn prunable_log(&self, rows: &mut Vec<RowChange>, pruned: &mut Pruned, most: usize) -> Result<(), DatabaseError> {
-        let keep_from = self.unconfirmed_from()?.min(self.durable_head().sequence + 1);
+        let keep_from = self.unconfirmed_from()?.min(self.durable_head().sequence.saturating_add(1));
         let (mut passed, mut done) = (Vec::new(), 0);
         for row in self.tree(TreeId::Changes).iter().take(MAX_LOG_ROWS_AHEAD) {
             let (key, value) = row?;

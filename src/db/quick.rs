@@ -48,7 +48,7 @@ impl Start<'_> {
         }
         for record in self.agreement {
             let AgreementRecord::Message(message) = record else { continue };
-            let of_next = message.height() == self.tip.height + 1;
+            let of_next = message.height() == self.tip.height.saturating_add(1);
             ensure(of_next, || "the agreement's log is of another height than the next".into())?;
         }
         Ok(())
@@ -57,7 +57,7 @@ impl Start<'_> {
     /// The end of the log, dense up to the last commit's number.
     fn walk(&self) -> Result<Lately, DatabaseError> {
         let (mut lately, pruned) = (Lately::default(), self.reader.pruned()?.sequence);
-        let first = (pruned + 1).max(self.sequence.saturating_sub(MAX_CHECKED_AT_START));
+        let first = pruned.saturating_add(1).max(self.sequence.saturating_sub(MAX_CHECKED_AT_START));
         let mut next = first;
         while next <= self.sequence {
             for (number, entry) in self.reader.changes(next - 1, self.sequence, FEED_READ)? {
@@ -70,7 +70,7 @@ impl Start<'_> {
                 break;
             }
         }
-        ensure(next == self.sequence + 1, || format!("the change log ends before its entry {}", self.sequence))?;
+        ensure(next == self.sequence.saturating_add(1), || format!("the change log ends before its entry {}", self.sequence))?;
         Ok(lately)
     }
 
@@ -80,7 +80,7 @@ impl Start<'_> {
         let forgotten = match state {
             // It is forgotten before the log is.
             UTXOState::Confirmed { block_height, .. } => {
-                stands.is_none() && *block_height <= reader.pruned()?.height + 1
+                stands.is_none() && *block_height <= reader.pruned()?.height.saturating_add(1)
             }
             _ => false,
         };
@@ -126,7 +126,7 @@ impl Start<'_> {
                 ensure(there, || format!("{txid} of block {height} is not here"))?;
             }
         }
-        ensure(reader.block(tip.height + 1)?.is_none(), || "there is a block above the tip".into())
+        ensure(reader.block(tip.height.saturating_add(1))?.is_none(), || "there is a block above the tip".into())
     }
 
     /// Locks, own votes and certificates of what is in flight go together.

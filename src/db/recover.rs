@@ -17,6 +17,10 @@ use super::store::{Database, Shared, Trees};
 use crate::consensus::{AgreementRecord, ChainTip, FenceState, Recovered, Suspension};
 use crate::types::{Genesis, PublicKey, Txid};
 
+/// No commit and no entry of the change log gets as far; what is counted on from there still
+/// has room.
+const MAX_NUMBER: u64 = u64::MAX / 2;
+
 /// An open database and what it was doing.
 #[derive(Debug)]
 pub struct Opened {
@@ -113,6 +117,9 @@ impl Database {
     /// was in flight and cannot be read is passed over, for a repair.
     fn carry_on(storage: Storage, mut network: StoredNetwork, tolerant: bool) -> Result<Opened, DatabaseError> {
         let head = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
+        if head.commit.max(head.sequence) > MAX_NUMBER {
+            return Err(DatabaseError::corrupt("meta", "the last commit has a number that none can have"));
+        }
         let agreement = compare(storage.stamp, &head);
         let stored_tip = storage.meta::<StoredTip>(meta::CHAIN)?;
         let stored_tip = stored_tip.ok_or_else(|| DatabaseError::corrupt("meta", "no chain"))?;

@@ -392,7 +392,7 @@ impl Reader {
     pub fn first_sequence(&self) -> Result<u64, DatabaseError> {
         match self.tree(TreeId::Changes).first()? {
             Some((key, _)) => sequence_of(&key),
-            None => Ok(self.durable_head().sequence + 1),
+            None => Ok(self.durable_head().sequence.saturating_add(1)),
         }
     }
 

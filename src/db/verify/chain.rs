@@ -123,7 +123,7 @@ impl<'a> Replay<'a> {
 }
 
 pub(super) fn agreement(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
-    let next = subject.tip.height + 1;
+    let next = subject.tip.height.saturating_add(1);
     let tree = subject.reader.tree(TreeId::Agreement);
     for (index, record) in (0_u32..).zip(records::<AgreementRecord>(tree, TreeId::Agreement)) {
         subject.tell(check);

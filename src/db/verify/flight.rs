@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::DatabaseError;
 use super::super::codec::records;
-use super::super::schema::{StoredInFlight, TreeId};
+use super::super::schema::{StoredInFlight, TreeId, parse_outpoint_key};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Certificate, Vote, VoteKind};
 use crate::types::{OutPoint, Txid, UTXOState};
@@ -138,6 +138,16 @@ pub(super) fn certificates(subject: &Subject<'_>, check: &mut Check) -> Result<(
     }
     if subject.committee.is_none() {
         check.left_out = Some("the members' signatures: the genesis file was not given".into());
+    }
+    Ok(())
+}
+
+pub(super) fn fence(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    for row in subject.reader.tree(TreeId::Fence).iter() {
+        subject.tell(check);
+        let (key, _) = row?;
+        let place = || format!("fence/{}", hex::encode(&key));
+        check.ensure(parse_outpoint_key(&key).is_some(), Damage::Votes, place, "a key of the wrong length");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use super::super::codec::{decode, records};
 use super::super::schema::{StoredFinal, TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Dead, SignedTransaction, Verified, VoteKind};
-use crate::types::{Address, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
+use crate::types::{Address, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
 
 /// Transactions whose signatures are checked together.
 const SIGNATURES_AT_ONCE: usize = 256;
@@ -156,8 +156,13 @@ fn check_signatures(check: &mut Check, signed: Vec<SignedTransaction>) {
 pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
     let mut in_blocks = 0_u64;
-    for height in 1..=subject.tip.height {
-        let Some(decided) = reader.block(height)? else { continue };
+    // Those that are here, not those that the tip claims: a damaged one may claim any number.
+    for record in records::<DecidedBlock>(reader.tree(TreeId::Blocks), TreeId::Blocks) {
+        let (key, decided) = record?;
+        let height = <[u8; 8]>::try_from(key.as_slice()).map_or(0, Height::from_be_bytes);
+        if height == 0 || height > subject.tip.height {
+            continue;
+        }
         for txid in &decided.block.transactions {
             subject.tell(check);
             in_blocks += 1;

@@ -61,7 +61,9 @@ fn compare_states(
             Ok(Some(utxo)) => Some(utxo.state),
             // It is pruned before the log is.
             Ok(None) => match state {
-                UTXOState::Confirmed { block_height, .. } if *block_height <= pruned.height + 1 => continue,
+                UTXOState::Confirmed { block_height, .. } if *block_height <= pruned.height.saturating_add(1) => {
+                    continue;
+                }
                 _ => None,
             },
             Err(_) => None,
@@ -99,7 +101,7 @@ fn walk(subject: &Subject<'_>, check: &mut Check) -> Result<(u64, bool), Databas
         };
         for entry in &row {
             let LogEntry::Block { height: at, block_hash, .. } = entry else { continue };
-            let follows = height.is_none_or(|height: u64| height + 1 == *at);
+            let follows = height.is_none_or(|height: u64| height.checked_add(1) == Some(*at));
             check.ensure(follows, Damage::Ledger, place, "a block that does not follow the one before");
             let decided = subject.reader.block(*at)?;
             let known = decided.is_some_and(|decided| decided.certificate.block_hash == *block_hash);
@@ -107,13 +109,13 @@ fn walk(subject: &Subject<'_>, check: &mut Check) -> Result<(u64, bool), Databas
             height = Some(*at);
         }
         entries += row.len() as u64;
-        expected = Some(sequence + row.len() as u64);
+        expected = Some(sequence.saturating_add(row.len() as u64));
     }
     let end = expected.unwrap_or(1);
     let pruned = subject.reader.pruned()?.sequence;
-    let whole = end == subject.head.sequence + 1 || (entries == 0 && pruned == subject.head.sequence);
+    let whole = end == subject.head.sequence.saturating_add(1) || (entries == 0 && pruned == subject.head.sequence);
     check.ensure(whole, Damage::Ledger, || "changes".into(), "it does not end where the last commit says");
-    let begins = entries == 0 || first == pruned + 1;
+    let begins = entries == 0 || first == pruned.saturating_add(1);
     check.ensure(begins, Damage::Ledger, || "changes".into(), "it does not begin where it was pruned");
     let reaches = height.is_none_or(|height| height == subject.tip.height);
     check.ensure(reaches, Damage::Ledger, || "changes".into(), "its last block is not the tip");

@@ -144,7 +144,7 @@ struct Subject<'a> {
 type Run = fn(&Subject<'_>, &mut Check) -> Result<(), DatabaseError>;
 
 /// The invariants, in the order in which they are checked.
-const CHECKS: [(&str, &str, Run); 15] = [
+const CHECKS: [(&str, &str, Run); 16] = [
     ("records", "each row of a record has all the others beside it", records::whole),
     ("utxos", "each output's state names a transaction that is in flight, settled or confirmed", ledger::utxos),
     ("addresses", "the index has a row for each unspent or locked output, and no other", ledger::addresses),
@@ -156,6 +156,7 @@ const CHECKS: [(&str, &str, Run); 15] = [
     ("locks", "each lock has its transaction, its vote and its outputs, and the other way round", flight::locks),
     ("votes", "each vote has its transaction; no commit without its certificate, none beside an abort", flight::votes),
     ("certificates", "each certificate proves what it is kept for", flight::certificates),
+    ("fence", "each row of the fence names an output", flight::fence),
     ("changes", "the change log is dense, its steps are legal, and they lead to the states", log::changes),
     ("blocks", "each block follows the one before and was decided by a quorum", chain::blocks),
     ("agreement", "the agreement's log is of the height after the tip", chain::agreement),
