@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use self::record::KeyRange;
 use super::DatabaseError;
-use super::engine::Engine;
+use super::engine::{Engine, MemoryDisk};
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{self, Storage};
@@ -127,7 +127,16 @@ impl Trees {
 
     /// The same with another cache.
     pub fn open_with_cache(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
-        let Storage { engine, trees, stamp } = Storage::look(data_dir, cache_bytes)?;
+        Self::of(Storage::look(data_dir, cache_bytes)?, data_dir)
+    }
+
+    /// The same of a disk in memory, for tests. It has no directory.
+    pub fn in_memory(disk: &MemoryDisk) -> Result<Self, DatabaseError> {
+        Self::of(Storage::memory(disk), Path::new(""))
+    }
+
+    fn of(storage: Storage, data_dir: &Path) -> Result<Self, DatabaseError> {
+        let Storage { engine, trees, stamp } = storage;
         let schema = open::schema_check(&trees)?;
         tracing::debug!(schema, "opened for inspection");
         let network = open::read_meta::<StoredNetwork>(&trees, meta::NETWORK)?.map(|stored| stored.network);
@@ -173,7 +182,9 @@ impl Trees {
     pub fn select(&self, name: &str, filter: Filter) -> Result<Option<Rows>, DatabaseError> {
         let Some(id) = TreeId::named(name) else { return Ok(None) };
         let network = self.network;
-        let records = record::walk(self.trees.get(id), id, self.range(id, &filter)?, self.reader()?.as_ref(), network);
+        // Without it the rows are shown as they lie there; what is in its way shows itself.
+        let reader = self.reader().ok().flatten();
+        let records = record::walk(self.trees.get(id), id, self.range(id, &filter)?, reader.as_ref(), network);
         Ok(Some(Box::new(records.filter_map(move |record| match record {
             Ok(record) => filter.admits(&record.content, network).then(|| Ok(record.into_row())),
             Err(error) => Some(Err(error)),
