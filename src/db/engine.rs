@@ -217,6 +217,20 @@ impl MemoryDisk {
         }
     }
 
+    /// The rows of a tree as they lie there, in order of key. `None` if there is no such tree.
+    pub fn raw_rows(&self, tree: &str) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        let id = TreeId::named(tree)?;
+        Some(self.lock().tree(id).iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    /// Puts or (`None`) removes a row as damage does: nothing is checked, and no guard hears
+    /// of it. Does nothing if there is no such tree.
+    pub fn damage(&self, tree: &str, key: Vec<u8>, value: Option<Vec<u8>>) {
+        if let Some(id) = TreeId::named(tree) {
+            self.lock().put(id, key, value);
+        }
+    }
+
     pub(super) fn guard(&self) -> Option<Stamp> {
         self.lock().guard
     }

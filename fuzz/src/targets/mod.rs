@@ -17,6 +17,7 @@ mod genesis;
 mod keyfiles;
 mod messages;
 mod oracle;
+mod records;
 mod setting;
 mod transactions;
 mod votes;
@@ -29,6 +30,7 @@ pub use frames::frames;
 pub use genesis::genesis;
 pub use keyfiles::keyfiles;
 pub use messages::messages;
+pub use records::records;
 pub use transactions::transactions;
 pub use votes::votes;
 
@@ -45,7 +47,7 @@ pub enum Outcome {
 pub type Target = (&'static str, fn(&[u8]) -> Outcome);
 
 /// All of them.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 11] = [
     ("addresses", addresses),
     ("blocks", blocks),
     ("certificates", certificates),
@@ -54,6 +56,7 @@ pub const ALL: [Target; 10] = [
     ("genesis", genesis),
     ("keyfiles", keyfiles),
     ("messages", messages),
+    ("records", records),
     ("transactions", transactions),
     ("votes", votes),
 ];

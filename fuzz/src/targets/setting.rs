@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use time_masternode::consensus::{Committee, Rules};
-use time_masternode::types::{Genesis, Network, PublicKey, RawGenesis, SecretKey};
+use time_masternode::types::{Address, Genesis, Network, PublicKey, RawGenesis, SecretKey};
 
 /// A committee and its network.
 pub struct Setting {
@@ -21,18 +21,13 @@ pub static EQUAL: LazyLock<Setting> = LazyLock::new(|| Setting::of("genesis"));
 pub static WEIGHTED: LazyLock<Setting> = LazyLock::new(|| Setting::of("weighted_genesis"));
 
 static KEYS: LazyLock<Vec<SecretKey>> = LazyLock::new(|| {
-    let members = (1..=4).map(|i| format!("masternode-{i}"));
-    let named = members.map(|name| SecretKey::from_seed(Sha256::digest(name.as_bytes()).into()));
-    let of_wallet = |key: &Value| {
-        let seed = key["seed"].as_str().expect("a key of the vectors has a seed");
-        SecretKey::from_hex(seed).expect("the seeds of the vectors are hex")
-    };
-    let wallets =
-        vectors()["keys"].as_array().expect("the vectors have keys").iter().map(of_wallet).collect::<Vec<_>>();
-    named.chain(wallets).collect()
+    let numbered = |name: &'static str| (1..=4).map(move |i| format!("{name}-{i}"));
+    let names = numbered("masternode").chain(numbered("payout")).chain(["alice", "bob", "carol"].map(String::from));
+    names.map(|name| SecretKey::from_seed(Sha256::digest(name.as_bytes()).into())).collect()
 });
 
-fn vectors() -> Value {
+/// All that the reference printed.
+pub fn vectors() -> Value {
     serde_json::from_str(include_str!("../../../tests/vectors.json")).expect("the vectors are JSON")
 }
 
@@ -54,4 +49,9 @@ pub fn secret_of(key: &PublicKey) -> Option<&'static SecretKey> {
     static KNOWN: LazyLock<Vec<(PublicKey, &'static SecretKey)>> =
         LazyLock::new(|| KEYS.iter().map(|key| (key.public_key(), key)).collect());
     KNOWN.iter().find(|(public, _)| public == key).map(|(_, secret)| *secret)
+}
+
+/// The key that owns an address, if it is one of the vectors'.
+pub fn owner_of(address: &Address) -> Option<PublicKey> {
+    KEYS.iter().map(SecretKey::public_key).find(|key| address.is_owned_by(key))
 }
