@@ -10,9 +10,7 @@ use std::sync::Arc;
 use time_masternode::consensus::{
     Certificate, ConsensusMessage, ConsensusVote, CountedVote, FencePage, Proposal, Vote, VoteKind,
 };
-use time_masternode::types::{
-    Block, BlockHash, ConsensusStep, Height, PublicKey, Txid, consensus_vote_message, proposal_message,
-};
+use time_masternode::types::{Block, BlockHash, ConsensusStep, Height, Txid, consensus_vote_message, proposal_message};
 
 use super::network::{Entry, Message};
 use super::world::World;
@@ -190,8 +188,7 @@ impl World {
         let mut hashes: Vec<_> = self.liars.talk[&(height, round)].iter().copied().collect();
         hashes.push(None);
         let genesis = self.setting.genesis.hash();
-        let key = self.members[liar].key.clone();
-        let voter = key.public_key();
+        let (key, voter) = (self.members[liar].key.clone(), self.members[liar].public_key);
         for to in 0..self.members.len() {
             for step in [ConsensusStep::Prevote, ConsensusStep::Precommit] {
                 if self.members[to].honest && self.rng.chance(500) {
@@ -216,8 +213,7 @@ impl World {
             self.shape.liars.contains(&turn).then_some((round, turn))
         });
         let Some((round, liar)) = mine else { return };
-        let key = self.members[liar].key.clone();
-        let proposer: PublicKey = key.public_key();
+        let (key, proposer) = (self.members[liar].key.clone(), self.members[liar].public_key);
         let known: Vec<_> = self.liars.certificates.keys().copied().collect();
         let genesis = self.setting.genesis.hash();
         for half in 0..2 {

@@ -9,7 +9,7 @@ use time_masternode::consensus::{
     Ballot, Changes, Event, Machine, MemberBatch, Now, Suspension, Verified, VoteKind, Voting,
 };
 use time_masternode::db::{Database, DatabaseError, MemoryDisk, Opened, Owner, Reader};
-use time_masternode::types::{Height, SecretKey, Txid};
+use time_masternode::types::{Height, PublicKey, SecretKey, Txid};
 
 use super::book::Book;
 use super::core_net::Setting;
@@ -50,6 +50,7 @@ pub struct Process {
 #[derive(Debug)]
 pub struct Member {
     pub key: SecretKey,
+    pub public_key: PublicKey,
     pub disk: MemoryDisk,
     pub book: Book,
     /// A commit of which the member was not told whether it is durable.
@@ -68,6 +69,7 @@ impl Member {
     pub fn new(setting: &Setting, i: usize, honest: bool) -> Self {
         Self {
             key: setting.keys[i].clone(),
+            public_key: setting.committee.member(setting.member(i)).public_key,
             disk: MemoryDisk::new(),
             book: Book::new(&setting.genesis, false),
             unsure: None,
@@ -94,7 +96,7 @@ impl Member {
         began_ms: u64,
         planted: Planted,
     ) -> Result<Option<Changes>, DatabaseError> {
-        let owner = Owner { genesis: &setting.genesis, public_key: Some(self.key.public_key()), first_start };
+        let owner = Owner { genesis: &setting.genesis, public_key: Some(self.public_key), first_start };
         let Opened { database, recovered } = Database::open_in_memory(&self.disk, owner)?;
         let reader = database.reader();
         let entered = self.settle_unsure(&reader);

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use time_masternode::types::{OutPoint, Txid, UTXOState};
 
 use super::core_net::Rng;
+use super::coverage::Coverage;
 use super::network::{CALM, Weather};
 use super::planted::Planted;
 use super::setting::setting_of;
 use super::violation::{Violation, catch};
 use super::wallets::Wallets;
-use super::world::{Coverage, Shape, World, short};
+use super::world::{Shape, World, short};
 
 /// How long a healed network may take for all that is open.
 const HEALING_MS: u64 = 120_000;
@@ -419,7 +420,7 @@ fn settle(world: &mut World, wallets: &mut Wallets) {
         world.pass(3_000);
         return;
     }
-    world.coverage.live += 1;
+    world.coverage.live_seeds += 1;
     let promised: Vec<Txid> = promised(world);
     if !run_until(world, HEALING_MS, |world| open(world).is_none()) {
         let what = open(world).unwrap_or_default();
@@ -435,6 +436,16 @@ fn settle(world: &mut World, wallets: &mut Wallets) {
         contest_everything(world, wallets);
     }
     spend_everything(world, wallets);
+    if !world.liars.speak || world.shape.liars.is_empty() {
+        // The last members may be in the middle of saying what was decided.
+        world.pass(3_000);
+        let before = world.coverage.block_messages;
+        world.pass(6_000);
+        ensure!(
+            world.coverage.block_messages == before,
+            "there is nothing to put into a block, and members talk of one"
+        );
+    }
 }
 
 /// Conflicts come to an end, also on coins on which there was one before.
@@ -513,7 +524,7 @@ fn finish(mut world: World) -> Coverage {
     let confirmed_children = confirmed.clone().filter(children).count() as u64;
     let dead = history.bodies.keys().filter(|txid| history.is_dead(txid, u64::MAX)).count();
     let coverage = &mut world.coverage;
-    coverage.finals += confirmed.count() as u64;
+    coverage.confirmed += confirmed.count() as u64;
     coverage.confirmed_children += confirmed_children;
     coverage.chain_aborts += history.aborts() as u64;
     coverage.killed_by_inclusion += (dead - history.aborts().min(dead)) as u64;

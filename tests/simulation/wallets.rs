@@ -2,17 +2,32 @@
 //! more times at different members.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
-use time_masternode::types::{OutPoint, Txid};
+use time_masternode::types::{
+    Address, Amount, OutPoint, Output, PublicKey, RawInput, SecretKey, Signature, Transaction, Txid, sighash,
+};
 
-use super::core_net::{COIN, MIN_FEE, Setting};
+use super::core_net::{COIN, MIN_FEE, Setting, wallet_address, wallet_key};
 use super::world::World;
+
+/// Wallets that own anything.
+const OWNERS: u32 = 6;
+
+/// A wallet's key and what follows from it, worked out once.
+#[derive(Debug)]
+struct Owner {
+    key: SecretKey,
+    public_key: PublicKey,
+    address: Address,
+}
 
 /// What wallets own, or would own if everything that they sent were settled.
 #[derive(Debug)]
 pub struct Wallets {
     /// Amount and owner.
     outputs: BTreeMap<OutPoint, (u64, u32)>,
+    owners: Arc<Vec<Owner>>,
     nonce: i64,
     /// Contradictions on purpose, in thousandths of all payments.
     pub rivalry: u64,
@@ -24,7 +39,14 @@ impl Wallets {
     /// The owners of the coins of the genesis.
     pub fn new(setting: &Setting, coins: u32, rivalry: u64, chaining: u64) -> Self {
         let outputs = (0..coins).map(|wallet| (setting.coin(wallet), (COIN, wallet))).collect();
-        Self { outputs, nonce: 0, rivalry, chaining }
+        static OWNED: LazyLock<Arc<Vec<Owner>>> = LazyLock::new(|| {
+            let owner = |wallet| {
+                let key = wallet_key(wallet);
+                Owner { public_key: key.public_key(), address: wallet_address(wallet), key }
+            };
+            Arc::new((0..OWNERS).map(owner).collect())
+        });
+        Self { outputs, owners: Arc::clone(&OWNED), nonce: 0, rivalry, chaining }
     }
 
     /// A new payment; `None` if there is nothing to spend.
@@ -80,19 +102,41 @@ impl Wallets {
         let total: u64 = inputs.iter().map(|outpoint| self.outputs[outpoint].0).sum();
         let fee = MIN_FEE + world.rng.below(3) as u64;
         let rest = total - fee;
-        let owner = u32::try_from(world.rng.below(6)).expect("below 6");
+        let owner = u32::try_from(world.rng.below(OWNERS as usize)).expect("below 6");
         let outputs = if rest > 8 * MIN_FEE && world.rng.chance(500) {
             vec![(rest / 3, owner), (rest - rest / 3, owned[0].1)]
         } else {
             vec![(rest, owner)]
         };
         self.nonce += 1;
-        let transaction = world.setting.pay(&owned, &outputs, self.nonce);
+        let transaction = self.sign(world, &owned, &outputs);
         for ((outpoint, _), of) in transaction.creates().zip(&outputs) {
             self.outputs.insert(outpoint, *of);
         }
         world.introduce(&transaction);
         transaction.txid()
+    }
+
+    fn sign(&self, world: &World, inputs: &[(OutPoint, u32)], outputs: &[(u64, u32)]) -> Arc<Transaction> {
+        let owner = |wallet: u32| &self.owners[usize::try_from(wallet).expect("a few wallets")];
+        let blank = Signature::from_bytes([0; 64]);
+        let input = |(previous_output, wallet): &(OutPoint, u32)| RawInput {
+            previous_output: *previous_output,
+            public_key: owner(*wallet).public_key,
+            signature: blank,
+        };
+        let output = |(amount, wallet): &(u64, u32)| Output {
+            amount: Amount::from_units(*amount).expect("an amount is small"),
+            address: owner(*wallet).address,
+        };
+        let mut signed: Vec<RawInput> = inputs.iter().map(input).collect();
+        let outputs: Vec<Output> = outputs.iter().map(output).collect();
+        let unsigned = Transaction::from_parts(signed.clone(), outputs.clone(), self.nonce);
+        let message = sighash(world.setting.committee.genesis_hash(), &unsigned.txid());
+        for (input, (_, wallet)) in signed.iter_mut().zip(inputs) {
+            input.signature = owner(*wallet).key.sign(&message);
+        }
+        Arc::new(Transaction::from_parts(signed, outputs, self.nonce))
     }
 
     /// Whether it is there and has more than a few fees in it.

@@ -18,6 +18,7 @@ use time_masternode::types::{
 
 use super::book::{self, Book};
 use super::core_net::{Rng, Setting};
+use super::coverage::Coverage;
 use super::history::History;
 use super::liar::Liars;
 use super::member::{Member, Read};
@@ -58,32 +59,6 @@ struct Image {
     member: usize,
     disk: DiskImage,
     book: Book,
-}
-
-/// What the runs came across: a simulator that never meets the hard cases proves little.
-#[derive(Debug, Default, Clone)]
-pub struct Coverage {
-    pub seeds: u64,
-    pub commits: u64,
-    pub blocks: u64,
-    pub finals: u64,
-    pub confirmed_children: u64,
-    pub chain_aborts: u64,
-    pub killed_by_inclusion: u64,
-    pub cut_commits: u64,
-    pub kept_unsure: u64,
-    pub restarts: u64,
-    pub lost_disks: u64,
-    pub rolled_back: u64,
-    pub fences_standing: u64,
-    pub fences_down: u64,
-    pub later_rounds: u64,
-    pub caught_up: u64,
-    pub pruned: u64,
-    pub lies: u64,
-    pub live: u64,
-    pub ambushes: u64,
-    pub duels: u64,
 }
 
 /// The network.
@@ -196,7 +171,7 @@ impl World {
             Ok(None) => {}
             Ok(Some(happened)) => {
                 self.note(|| format!("the commit of member {i} that was cut off has happened"));
-                self.coverage.kept_unsure += 1;
+                self.coverage.kept_commits += 1;
                 self.history.enter(i, &happened, before, &self.members[i].book);
             }
             Err(error) => {
@@ -273,7 +248,7 @@ impl World {
         self.crash(i);
         let Some(image) = self.image.take() else { return };
         self.note(|| format!("member {i} is rolled back"));
-        self.coverage.rolled_back += 1;
+        self.coverage.rolled_back_disks += 1;
         let member = &mut self.members[i];
         member.disk.put_back(&image.disk, false);
         member.book = image.book;
@@ -566,7 +541,7 @@ impl World {
             return None;
         }
         let batch = process.reader.prunable(keep_above, PRUNED_PER_COMMIT).expect("a database reads");
-        self.coverage.pruned += u64::from(batch.is_some());
+        self.coverage.pruned_commits += u64::from(batch.is_some());
         batch
     }
 
@@ -636,6 +611,8 @@ impl World {
     ) {
         let now = self.members[i].book.fence;
         self.coverage.commits += 1;
+        let book = &self.members[i].book;
+        self.coverage.mark([self.now_ms, i as u64, book.commit, book.sequence]);
         let stands = fence != now && matches!(now, Some(FenceState::Standing { .. }));
         self.coverage.fences_standing += u64::from(stands);
         self.coverage.fences_down += u64::from(fence != now && now == Some(FenceState::Down));
@@ -732,7 +709,8 @@ impl World {
             }
             Action::Consensus(message) => {
                 if self.members[i].honest {
-                    let own = self.members[i].key.public_key();
+                    self.coverage.block_messages += 1;
+                    let own = self.members[i].public_key;
                     self.history.say_of_block(i, &own, &message);
                 }
                 self.spring_ambush(&message);
@@ -812,12 +790,14 @@ impl World {
             Progress::Finalized { settled, .. } => {
                 let written = book.finalized.get(txid).map(|f| f.settled);
                 ensure!(written == Some(*settled), "{txid} is called final and is not in the database of member {i}");
+                ensure!(self.history.is_settled(txid), "{txid} is called final and is not");
             }
             Progress::Confirmed { height, .. } => {
                 ensure!(book.confirmed.get(txid) == Some(height), "{txid} is called confirmed in another block");
+                ensure!(self.history.is_confirmed(txid), "{txid} is called confirmed and is not");
             }
             Progress::Aborted(_) => {
-                ensure!(!book.finalized.contains_key(txid), "{txid} is called aborted and is settled");
+                ensure!(self.history.is_dead(txid, u64::MAX), "{txid} is called aborted and lives");
             }
             Progress::Rejected(_) | Progress::Unknown => {}
         }
@@ -837,38 +817,4 @@ impl World {
 /// The first bytes of a name, for notes.
 pub fn short(txid: &Txid) -> String {
     txid.to_string()[..6].to_owned()
-}
-
-impl Coverage {
-    /// Adds what another run came across.
-    pub fn add(&mut self, other: &Self) {
-        let Self { seeds, commits, blocks, finals, confirmed_children, chain_aborts, killed_by_inclusion, .. } = other;
-        let Self { cut_commits, kept_unsure, restarts, lost_disks, rolled_back, fences_standing, .. } = other;
-        let Self { fences_down, later_rounds, caught_up, pruned, lies, live, ambushes, duels, .. } = other;
-        for (mine, more) in [
-            (&mut self.seeds, seeds),
-            (&mut self.commits, commits),
-            (&mut self.blocks, blocks),
-            (&mut self.finals, finals),
-            (&mut self.confirmed_children, confirmed_children),
-            (&mut self.chain_aborts, chain_aborts),
-            (&mut self.killed_by_inclusion, killed_by_inclusion),
-            (&mut self.cut_commits, cut_commits),
-            (&mut self.kept_unsure, kept_unsure),
-            (&mut self.restarts, restarts),
-            (&mut self.lost_disks, lost_disks),
-            (&mut self.rolled_back, rolled_back),
-            (&mut self.fences_standing, fences_standing),
-            (&mut self.fences_down, fences_down),
-            (&mut self.later_rounds, later_rounds),
-            (&mut self.caught_up, caught_up),
-            (&mut self.pruned, pruned),
-            (&mut self.lies, lies),
-            (&mut self.live, live),
-            (&mut self.ambushes, ambushes),
-            (&mut self.duels, duels),
-        ] {
-            *mine += more;
-        }
-    }
 }
