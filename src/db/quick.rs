@@ -70,7 +70,9 @@ impl Start<'_> {
                 break;
             }
         }
-        ensure(next == self.sequence.saturating_add(1), || format!("the change log ends before its entry {}", self.sequence))?;
+        ensure(next == self.sequence.saturating_add(1), || {
+            format!("the change log ends before its entry {}", self.sequence)
+        })?;
         Ok(lately)
     }
 
