@@ -110,8 +110,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::consensus::Utxo;
-    use crate::consensus::{Finalized, InFlight, LogEntry, Settled, Transition};
+    use crate::consensus::{Certificate, Finalized, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
     use crate::db::schema::{TreeId, parse_outpoint_key};
     use crate::db::{MemoryDisk, Opened, Owner};
     use crate::types::Transaction;
@@ -151,8 +150,7 @@ mod tests {
         Arc::new(Transaction::from_parts(vec![input], vec![output], 0))
     }
 
-    /// A database with something confirmed, something final, and something in flight that
-    /// spends what is not here yet. Gives what has to be fenced.
+    /// A database with something final and something in flight that spends what is not here yet. Gives what has to be fenced.
     fn used(disk: &MemoryDisk, genesis: &Genesis, member: bool) -> BTreeSet<OutPoint> {
         let public_key = member.then(|| SecretKey::from_seed([1; 32]).public_key());
         let owner = Owner { genesis, public_key, first_start: true };
@@ -167,18 +165,19 @@ mod tests {
             let step = Transition { outpoint, output, old_state, new_state, timestamp: 5 };
             changes.log.push(LogEntry::Transition(step));
         };
-        let gone = UTXOState::Confirmed { txid: done.txid(), block_height: 1, confirmed_at: 5 };
-        step(coins[0].0, coins[0].1, Some(UTXOState::Unspent), gone);
         let spent = UTXOState::SpentFinalized { txid: done.txid(), finalized_at: 5, votes: 1 };
         step(coins[1].0, coins[1].1, Some(UTXOState::Unspent), spent);
         let born = OutPoint { txid: done.txid(), vout: 0 };
         step(born, done.outputs()[0], None, UTXOState::Unspent);
         let settled = Settled { finalized_at: 5, votes: 1, fee: Amount::from_units(1).unwrap() };
-        changes.finalized.insert(done.txid(), Finalized { transaction: done, settled, certificate: None });
+        let proof = Certificate { kind: VoteKind::Commit, txid: done.txid(), epoch: 0, votes: vec![] };
+        changes
+            .finalized
+            .insert(done.txid(), Finalized { transaction: done, settled, certificate: Some(Arc::new(proof)) });
         let ahead = OutPoint { txid: flying.txid(), vout: 0 };
         changes.in_flight.insert(flying.txid(), Some(InFlight { transaction: flying, locked_at: None }));
         database.commit(CommitBatch { changes, ..CommitBatch::default() }, ()).unwrap().into_inner();
-        let live = coins[1..].iter().map(|(outpoint, _)| *outpoint);
+        let live = coins.iter().map(|(outpoint, _)| *outpoint);
         live.chain([born, elsewhere, ahead]).collect()
     }
 
