@@ -39,7 +39,9 @@ impl World {
         match message {
             Message::Fence(_) => self.rng.chance(500),
             // One half of the members is favoured.
-            Message::Votes(_) | Message::Locked(_) => self.rng.chance(if to % 2 == 0 { fair } else { fair / 2 }),
+            Message::Votes(_) | Message::Locked(_) => {
+                self.rng.chance(if to.is_multiple_of(2) { fair } else { fair / 2 })
+            }
             _ => self.rng.chance(fair),
         }
     }

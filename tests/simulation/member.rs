@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use time_masternode::consensus::{
-    Ballot, Changes, Event, Machine, MemberBatch, Now, Suspension, Verified, VoteKind, Voting,
+    Ballot, Changes, Event, Machine, MemberBatch, MemberIndex, Now, Suspension, Verified, VoteKind, Voting,
 };
 use time_masternode::db::{Database, DatabaseError, MemoryDisk, Opened, Owner, Reader};
 use time_masternode::types::{Height, PublicKey, SecretKey, Txid};
@@ -49,6 +49,7 @@ pub struct Process {
 /// A member of the committee that runs the program.
 #[derive(Debug)]
 pub struct Member {
+    pub own: MemberIndex,
     pub key: SecretKey,
     pub public_key: PublicKey,
     pub disk: MemoryDisk,
@@ -68,6 +69,7 @@ pub struct Member {
 impl Member {
     pub fn new(setting: &Setting, i: usize, honest: bool) -> Self {
         Self {
+            own: setting.member(i),
             key: setting.keys[i].clone(),
             public_key: setting.committee.member(setting.member(i)).public_key,
             disk: MemoryDisk::new(),
@@ -89,7 +91,6 @@ impl Member {
     pub fn start(
         &mut self,
         setting: &Setting,
-        i: usize,
         first_start: bool,
         interval_ms: u64,
         now: Now,
@@ -102,11 +103,15 @@ impl Member {
         let entered = self.settle_unsure(&reader);
         if self.honest {
             let expected = self.is_rolled_back.then_some(Suspension::GuardMismatch);
-            ensure!(recovered.suspension == expected, "member {i} opens with {:?}", recovered.suspension);
+            ensure!(
+                recovered.suspension == expected,
+                "member {} opens with {:?}",
+                self.own.get(),
+                recovered.suspension
+            );
             self.book.check_recovered(&reader, &recovered);
         }
-        let own = setting.member(i);
-        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(own));
+        let mut machine = Machine::new(Arc::clone(&setting.committee), setting.rules, Some(self.own));
         if self.honest {
             planted.plant(&mut machine);
         }

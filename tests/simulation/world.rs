@@ -167,7 +167,7 @@ impl World {
         let first = first || self.planted.is(Planted::NoFence);
         let (setting, interval) = (Arc::clone(&self.setting), self.shape.interval_ms);
         let before = self.members[i].book.height;
-        match self.members[i].start(&setting, i, first, interval, now, self.now_ms, self.planted) {
+        match self.members[i].start(&setting, first, interval, now, self.now_ms, self.planted) {
             Ok(None) => {}
             Ok(Some(happened)) => {
                 self.note(|| format!("the commit of member {i} that was cut off has happened"));
