@@ -16,11 +16,6 @@ use time_masternode::types::SecretKey;
 use time_masternode::{files, keyfile};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// sled makes and drops a great many small pieces; a fifth of the ledger thread's time went
-/// into the system's allocator.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A masternode for a UTXO payment network with instant finality.
 ///
 /// Exit codes: 0 stopped cleanly, 1 had to stop or could not start, 2 wrong usage or

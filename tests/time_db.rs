@@ -153,7 +153,7 @@ fn one_thing(used: &Used) {
     let found = trees(&about);
     assert_eq!((found["transactions"], found["confirmed"], found["utxos"], found["addresses"]), (1, 1, 3, 2));
 
-    let height = about.iter().find(|row| row["tree"] == "confirmed").unwrap()["value"].to_string();
+    let height = about.iter().find(|row| row["tree"] == "confirmed").unwrap()["value"]["height"].to_string();
     let block = rows(&dir, &["get", "--height", &height]);
     assert_eq!(trees(&block)["blocks"], 1);
     assert_eq!(trees(&block)["changes"], 2, "the block, and the coin that it spent");

@@ -16,6 +16,9 @@ use super::store::Trees;
 use crate::consensus::{Certificate, Changes, InFlight, Recovered, Vote, VoteKind};
 use crate::types::{OutPoint, Transaction, Txid, UTXOState, UnixSeconds};
 
+/// This member's votes on each transaction.
+type OwnVotes = BTreeMap<Txid, Vec<VoteKind>>;
+
 /// The trees that have a record for each commit.
 const TREES: [TreeId; 3] = [TreeId::Locks, TreeId::Votes, TreeId::Certificates];
 
@@ -101,10 +104,7 @@ impl FlightTable {
 
     /// Reads what is in flight: what the records name and has not ended. With `tolerant`,
     /// records that cannot be read are passed over, for a repair.
-    pub(super) fn read(
-        trees: &Trees,
-        tolerant: bool,
-    ) -> Result<(Self, FlightRows, BTreeMap<Txid, Vec<VoteKind>>), DatabaseError> {
+    pub(super) fn read(trees: &Trees, tolerant: bool) -> Result<(Self, FlightRows, OwnVotes), DatabaseError> {
         let (mut table, mut rows) = (Self::default(), FlightRows::default());
         for record in records::<Vec<StoredInFlight>>(trees.get(TreeId::Locks), TreeId::Locks) {
             if tolerant && record.is_err() {
@@ -132,7 +132,7 @@ impl FlightTable {
                 table.certify(&Arc::new(certificate));
             }
         }
-        let mut votes: BTreeMap<Txid, Vec<VoteKind>> = BTreeMap::new();
+        let mut votes = OwnVotes::new();
         for record in records::<Vec<Vote>>(trees.get(TreeId::Votes), TreeId::Votes) {
             if tolerant && record.is_err() {
                 continue;

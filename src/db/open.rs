@@ -22,8 +22,10 @@ pub(super) const DATABASE_DIR: &str = "db";
 
 /// How long this process waits for its own lock of before.
 const OWN_LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// The same of another process's lock: one that was killed is gone a moment before its lock is.
+const OTHER_LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it looks.
-const OWN_LOCK_POLL: Duration = Duration::from_millis(5);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// An open disk, and what its guard says.
 #[derive(Debug)]
@@ -232,18 +234,18 @@ fn open_sled<T>(
     }
 }
 
-/// Opens sled's files; if this very process has had them open, its own lock may live a
-/// little longer than the handle that was dropped, for sled's threads hold it too.
+/// Opens sled's files, and waits a little for whoever has just let go of them: if this very
+/// process has had them open, its own lock may live longer than the handle that was dropped,
+/// for sled's threads hold it too.
 fn open_patiently(config: &sled::Config, path: &Path) -> Result<sled::Db, DatabaseError> {
     static OPENED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let patience = if opened().contains(path) { OWN_LOCK_PATIENCE } else { OTHER_LOCK_PATIENCE };
     let began = Instant::now();
     loop {
         match config.open() {
-            Err(sled::Error::Io(error))
-                if is_lock_error(&error) && opened().contains(path) && began.elapsed() < OWN_LOCK_PATIENCE =>
-            {
-                std::thread::sleep(OWN_LOCK_POLL);
+            Err(sled::Error::Io(error)) if is_lock_error(&error) && began.elapsed() < patience => {
+                std::thread::sleep(LOCK_POLL);
             }
             outcome => {
                 let db = outcome?;
