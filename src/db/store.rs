@@ -317,7 +317,7 @@ impl Reader {
         Ok(self.stored_confirmed(txid)?.map(|confirmed| confirmed.height))
     }
 
-    fn stored_confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, DatabaseError> {
+    pub(super) fn stored_confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, DatabaseError> {
         let row = self.tree(TreeId::Confirmed).get(txid.as_bytes())?;
         row.map(|row| decode(TreeId::Confirmed, &row)).transpose()
     }

@@ -73,7 +73,7 @@ impl Import<'_> {
     }
 
     pub(super) fn settled(&mut self, record: SettledRecord) -> Result<(), Stop> {
-        let SettledRecord { transaction, settled, height, certificate } = record;
+        let SettledRecord { transaction, settled, height, confirmed_at, certificate } = record;
         let transaction = self.signed(transaction)?;
         let txid = transaction.txid();
         if self.is_settled(&txid)? {
@@ -83,9 +83,12 @@ impl Import<'_> {
         if fee != settled.fee {
             return Err(ImportFault::Fee.into());
         }
-        match height {
-            Some(height) => self.of_block(&transaction, &inputs, fee, height)?,
-            None => {
+        match (height, confirmed_at) {
+            (Some(height), Some(confirmed_at)) => {
+                self.of_block(&transaction, &inputs, fee, StoredConfirmed { height, confirmed_at })?;
+            }
+            (Some(_), None) | (None, Some(_)) => return Err(ImportFault::OutOfOrder.into()),
+            (None, None) => {
                 if certificate.as_ref().is_none_or(|certificate| certificate.kind != VoteKind::Commit) {
                     return Err(ImportFault::Unproved.into());
                 }
@@ -110,11 +113,17 @@ impl Import<'_> {
     }
 
     /// The next transaction of the open block.
-    fn of_block(&mut self, transaction: &Transaction, inputs: &[Made], fee: Amount, height: u64) -> Result<(), Stop> {
+    fn of_block(
+        &mut self,
+        transaction: &Transaction,
+        inputs: &[Made],
+        fee: Amount,
+        confirmed: StoredConfirmed,
+    ) -> Result<(), Stop> {
         let txid = transaction.txid();
         let open = self.open.as_mut().ok_or(ImportFault::OutOfOrder)?;
         let expected = open.decided.block.transactions[open.come];
-        if expected != txid || height != open.decided.block.height {
+        if expected != txid || confirmed.height != open.decided.block.height {
             return Err(ImportFault::MissingTransaction(expected).into());
         }
         open.come += 1;
@@ -129,8 +138,7 @@ impl Import<'_> {
         for (outpoint, output) in transaction.creates() {
             self.tip.digest.add(&outpoint, &output);
         }
-        // Since when is told by what it has spent.
-        let row = encode(TreeId::Confirmed, &StoredConfirmed { height, confirmed_at: 0 })?;
+        let row = encode(TreeId::Confirmed, &confirmed)?;
         self.put(TreeId::Confirmed, txid.as_bytes(), row);
         Ok(())
     }

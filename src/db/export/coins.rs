@@ -8,7 +8,7 @@ use super::super::schema::{StoredConfirmed, TreeId, address_key, outpoint_key};
 use super::ImportFault;
 use super::import::{Import, Stop};
 use crate::consensus::Utxo;
-use crate::types::{Height, OutPoint, Output, Txid, UTXOState, UnixSeconds, UtxoDigest, UtxoEntry};
+use crate::types::{OutPoint, Output, Txid, UTXOState, UnixSeconds, UtxoDigest, UtxoEntry};
 
 /// The outputs so far.
 #[derive(Debug, Default)]
@@ -65,11 +65,6 @@ impl Import<'_> {
                 self.coins.locks.insert(outpoint, (txid, locked_at));
                 UTXOState::Unspent
             }
-            UTXOState::Confirmed { txid, block_height: height, confirmed_at } => {
-                let row = encode(TreeId::Confirmed, &StoredConfirmed { height, confirmed_at })?;
-                self.put(TreeId::Confirmed, txid.as_bytes(), row);
-                state
-            }
             state => state,
         };
         let row = encode(TreeId::Utxos, &Utxo { output, state: stored })?;
@@ -105,14 +100,13 @@ impl Import<'_> {
             return Ok(Maker::Body { outputs: genesis.outputs().to_vec(), in_chain: true });
         }
         let Some(transaction) = self.body(txid)? else { return Ok(Maker::Other) };
-        let in_chain = self.height_of(txid)?.is_some();
+        let in_chain = self.confirmed(txid)?.is_some();
         Ok(Maker::Body { outputs: transaction.outputs().to_vec(), in_chain })
     }
 
-    fn height_of(&self, txid: &Txid) -> Result<Option<Height>, Stop> {
+    fn confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, Stop> {
         let row = self.storage.trees.get(TreeId::Confirmed).get(txid.as_bytes())?;
-        let row = row.map(|row| decode::<StoredConfirmed>(TreeId::Confirmed, &row)).transpose()?;
-        Ok(row.map(|confirmed| confirmed.height))
+        Ok(row.map(|row| decode(TreeId::Confirmed, &row)).transpose()?)
     }
 
     fn check_state(&self, outpoint: &OutPoint, state: &UTXOState) -> Result<(), Stop> {
@@ -126,13 +120,14 @@ impl Import<'_> {
             }
             UTXOState::SpentFinalized { txid, .. } => {
                 let spent = self.body(&txid)?.is_some_and(|transaction| spends(Box::new(transaction.spends())));
-                let open = self.height_of(&txid)?.is_none();
+                let open = self.confirmed(&txid)?.is_none();
                 (!spent || !open).then_some("what has spent it is not settled outside the chain, or does not spend it")
             }
-            UTXOState::Confirmed { txid, block_height, .. } => {
+            UTXOState::Confirmed { txid, block_height: height, confirmed_at } => {
                 let spent = self.body(&txid)?.is_some_and(|transaction| spends(Box::new(transaction.spends())));
-                let there = self.height_of(&txid)? == Some(block_height);
-                (!spent || !there).then_some("what has spent it is not in that block, or does not spend it")
+                let there = self.confirmed(&txid)? == Some(StoredConfirmed { height, confirmed_at });
+                (!spent || !there)
+                    .then_some("what has spent it is not in that block at that time, or does not spend it")
             }
         };
         wrong.map_or(Ok(()), |wrong| Err(ImportFault::State(wrong).into()))

@@ -91,6 +91,8 @@ struct SettledRecord {
     settled: Settled,
     /// The height of its block.
     height: Option<Height>,
+    /// When this node executed that block.
+    confirmed_at: Option<UnixSeconds>,
     /// F(T); in the chain it may be C(T), or gone.
     certificate: Option<Certificate>,
 }

@@ -120,7 +120,9 @@ impl Export<'_> {
         let stored: Option<StoredFinal> = get_record(tree, TreeId::Transactions, txid.as_bytes())?;
         let missing = || DatabaseError::corrupt("transactions", format!("the body of {txid} is missing"));
         let StoredFinal { settled, transaction, proof: certificate } = stored.ok_or_else(missing)?;
-        Ok(SettledRecord { transaction: transaction.into_transaction().to_raw(), settled, height, certificate })
+        let transaction = transaction.into_transaction().to_raw();
+        let confirmed_at = self.reader.stored_confirmed(txid)?.map(|confirmed| confirmed.confirmed_at);
+        Ok(SettledRecord { transaction, settled, height, confirmed_at, certificate })
     }
 
     /// Every block, with its transactions after it.
