@@ -106,7 +106,7 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 /// How many seeds a planted bug may survive.
-const SEEDS_FOR_A_FLAW: u64 = 300;
+const SEEDS_FOR_A_FLAW: u64 = 500;
 
 /// A simulator that finds no bug that is there proves nothing by finding none: each of these
 /// has to be found, and soon.

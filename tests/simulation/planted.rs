@@ -18,7 +18,9 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Every bug.
+    /// Every bug. `FenceForgetsSpent` alone is none: what a member can have voted on spends an
+    /// output of the genesis, of a block up to H+1, or of a transaction that an honest answer
+    /// names, and all of those are fenced as outputs. So that one forgets outputs too.
     pub const ALL: [Self; 16] = [
         Self::ShortQuorum,
         Self::VoteBeforeSync,
