@@ -78,7 +78,10 @@ impl Start<'_> {
 
     fn check_output(&self, outpoint: &OutPoint, output: &Output, state: &UTXOState) -> Result<(), DatabaseError> {
         let reader = self.reader;
-        let stands = reader.utxo(outpoint)?.map(|utxo| utxo.state);
+        let utxo = reader.utxo(outpoint)?;
+        let same = utxo.is_none_or(|utxo| utxo.output == *output);
+        ensure(same, || format!("{outpoint} is of another amount or owner than the change log says"))?;
+        let stands = utxo.map(|utxo| utxo.state);
         let forgotten = match state {
             // It is forgotten before the log is.
             UTXOState::Confirmed { block_height, .. } => {

@@ -8,7 +8,7 @@ use super::super::codec::{decode, records};
 use super::super::schema::{Subscription, SubscriptionKey, TreeId};
 use super::super::store::sequence_of;
 use super::{Check, Damage, Subject};
-use crate::consensus::LogEntry;
+use crate::consensus::{LogEntry, Utxo};
 use crate::types::{OutPoint, UTXOState};
 
 /// Outputs whose steps are followed at once; more take more passes.
@@ -22,7 +22,7 @@ pub(super) fn changes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Da
     let passes = entries.div_ceil(OUTPUTS_PER_PASS).max(1);
     let hasher = RandomState::new();
     for pass in 0..passes {
-        let mut last: HashMap<OutPoint, UTXOState> = HashMap::new();
+        let mut last: HashMap<OutPoint, Utxo> = HashMap::new();
         for row in subject.reader.tree(TreeId::Changes).iter() {
             let (_, value) = row?;
             let Ok(row) = decode::<Vec<LogEntry>>(TreeId::Changes, &value) else { continue };
@@ -35,11 +35,14 @@ pub(super) fn changes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Da
                 let place = || format!("changes/{}", step.outpoint);
                 let legal = UTXOState::may_follow(step.old_state.as_ref(), &step.new_state);
                 check.ensure(legal, Damage::Ledger, place, "a step that no output can take");
-                let before = last.insert(step.outpoint, step.new_state);
+                let now = Utxo { output: step.output, state: step.new_state };
+                let before = last.insert(step.outpoint, now);
+                let same = before.is_none_or(|before| before.output == step.output);
+                check.ensure(same, Damage::Ledger, place, "a step of another amount or owner than the one before");
                 let follows = before.map_or_else(
                     // The log of before may be gone; what the genesis made was never logged.
                     || !from_start || step.old_state.is_none_or(|state| state == UTXOState::Unspent),
-                    |before| step.old_state == Some(before),
+                    |before| step.old_state == Some(before.state),
                 );
                 check.ensure(follows, Damage::Ledger, place, "a step that does not begin where the last one ended");
             }
@@ -53,12 +56,17 @@ pub(super) fn changes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Da
 fn compare_states(
     subject: &Subject<'_>,
     check: &mut Check,
-    last: &HashMap<OutPoint, UTXOState>,
+    last: &HashMap<OutPoint, Utxo>,
 ) -> Result<(), DatabaseError> {
     let pruned = subject.reader.pruned()?;
-    for (outpoint, state) in last {
+    for (outpoint, Utxo { output, state }) in last {
         let stands = match subject.reader.utxo(outpoint) {
-            Ok(Some(utxo)) => Some(utxo.state),
+            Ok(Some(utxo)) => {
+                let place = || format!("changes/{outpoint}");
+                let what = "its steps are of another amount or owner than it is";
+                check.ensure(utxo.output == *output, Damage::Ledger, place, what);
+                Some(utxo.state)
+            }
             // It is pruned before the log is.
             Ok(None) => match state {
                 UTXOState::Confirmed { block_height, .. } if *block_height <= pruned.height.saturating_add(1) => {
