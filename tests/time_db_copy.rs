@@ -104,6 +104,7 @@ async fn what_was_restored_votes_behind_the_fence() {
     assert_eq!(now["fence"], json!({ "standing": false, "fenced": restored["fenced"], "agrees_from": null }));
     assert_eq!((&now["log_id"], &now["guard"]["fits"]), (&restored["log_id"], &json!("equal")));
     assert_eq!(own_votes(&net, 3, voted.txid()), BTreeSet::new(), "the vote is lost");
+    sound(&net, &data_dir);
     let kept = rows(&data_dir.join("set-aside-1"), &["dump", "--tree", "votes"]);
     assert!(kept[0].to_string().contains(&voted.txid().to_string()), "but kept: {kept:?}");
 
@@ -328,6 +329,47 @@ async fn used_network(retention: &str) -> (TestNet, Address) {
     (net, to)
 }
 
+/// More is in flight than one record of an import holds.
+#[tokio::test]
+async fn all_that_is_in_flight_is_imported() {
+    let mut net = TestNet::running(4);
+    let coins = net.coins();
+    let to = net.address(&SecretKey::generate());
+    let split = net.split(&coins[0], 200);
+    let mut wallet = net.wallet(0).await;
+    wallet.pay(&split).await;
+    until_confirmed(&mut wallet, split.txid()).await;
+    net.kill(3);
+    net.kill(2);
+    let stuck: Vec<_> = TestNet::outputs(&split, &coins[0].key)
+        .iter()
+        .map(|coin| {
+            net.sign(
+                std::slice::from_ref(coin),
+                vec![Output { amount: coin.amount.checked_sub(net.genesis.min_fee()).unwrap(), address: to }],
+                0,
+            )
+        })
+        .collect();
+    for payment in &stuck {
+        wallet.broadcast(payment).await;
+    }
+    until("all are in flight", || (net.status(0)["in_flight"] == 200).then_some(()));
+    net.stop(0);
+    let (old, new) = (net.data_dir(0), net.directory().join("imported"));
+    let file = net.directory().join("ledger.export");
+    exported(&old, &file);
+    let imported = json_of(&new, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&net)], 0);
+    sound(&net, &new);
+    let locks = rows(&new, &["locks"]);
+    assert_eq!(locks, rows(&old, &["locks"]));
+    assert!(locks.len() == 200 && locks.iter().all(|lock| lock["votes"] == json!(["Approve"])));
+    let votes = rows(&new, &["dump", "--tree", "votes"]);
+    let commits: Vec<u64> = votes.iter().map(|row| row["key"].as_str().unwrap().parse().unwrap()).collect();
+    let first = imported["commit"].as_u64().unwrap() + 1;
+    assert_eq!(commits, [first, first + 1], "two records, each of a commit of its own");
+}
+
 /// Exports a stopped node's database; gives the lines.
 fn exported(data_dir: &Path, file: &Path) -> Vec<Value> {
     let made = json_of(data_dir, &["export", file.to_str().unwrap()], 0);
@@ -341,6 +383,11 @@ fn exported(data_dir: &Path, file: &Path) -> Vec<Value> {
 
 fn genesis_file(net: &TestNet) -> String {
     net.directory().join(&net.devnet.genesis_file).to_str().unwrap().to_owned()
+}
+
+/// Every invariant holds.
+fn sound(net: &TestNet, data_dir: &Path) {
+    json_of(data_dir, &["verify", "--full", "--genesis", &genesis_file(net)], 0);
 }
 
 fn kind(line: &Value) -> &str {
@@ -391,6 +438,7 @@ async fn an_import_holds_what_was_exported() {
             net.dump(0, "locks").iter().map(|row| row["key"].as_str().unwrap().into()).collect();
         let needed = |vote: &String| in_flight.iter().any(|txid| vote.contains(txid.as_str()));
         assert_eq!(votes(&new), votes(&old).into_iter().filter(needed).collect());
+        sound(&net, &new);
         let after = json_of(&new, &["stats"], 0);
         for same in ["supply", "state_digest", "block_hash", "outputs", "public_key", "genesis_hash"] {
             assert_eq!(after[same], before[same], "{same}");
@@ -473,6 +521,7 @@ fn an_observers_ledger_is_imported_without_a_fence() {
     exported(&old, &file);
     let imported = json_of(&new, &["import", file.to_str().unwrap(), "--genesis", &genesis_file(&net)], 0);
     assert_eq!((&imported["fenced"], &imported["public_key"]), (&Value::Null, &Value::Null));
+    sound(&net, &new);
     let stats = json_of(&new, &["stats"], 0);
     assert_eq!((&stats["fence"], &stats["supply"]["conserved"]), (&Value::Null, &json!(true)));
     let backup = net.directory().join("backup");
@@ -533,7 +582,7 @@ fn flip(text: &mut Value) {
 type Doctored = fn(&mut Vec<Value>);
 
 /// What somebody may do to an export who can make its checksum anew, and what is said.
-const DOCTORED: [(&str, &str, Doctored); 33] = [
+const DOCTORED: [(&str, &str, Doctored); 35] = [
     ("a coin is left out", "digest|final and in no block are missing", |lines| {
         lines.remove(output_in(lines, "Unspent"));
     }),
@@ -564,6 +613,13 @@ const DOCTORED: [(&str, &str, Doctored); 33] = [
     ("a lock is gone", "locked for what is in flight", |lines| {
         let at = output_in(lines, "Locked");
         lines[at]["Output"]["state"] = json!("Unspent");
+    }),
+    ("a lock of another time", "what it is locked for", |lines| {
+        let at = output_in(lines, "Locked");
+        lines[at]["Output"]["state"]["Locked"]["locked_at"] = json!(1);
+    }),
+    ("a locked coin is left out", "digest|final and in no block are missing", |lines| {
+        lines.remove(output_in(lines, "Locked"));
     }),
     ("a lock of nobody", "what it is locked for", |lines| {
         let at = output_in(lines, "Unspent");

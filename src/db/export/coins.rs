@@ -113,10 +113,10 @@ impl Import<'_> {
         let spends = |mut spends: Box<dyn Iterator<Item = OutPoint> + '_>| spends.any(|spent| spent == *outpoint);
         let wrong = match *state {
             UTXOState::Unspent => None,
-            UTXOState::Locked { txid, .. } => {
-                let flight = self.flights.get(&txid).filter(|flight| flight.locked_at.is_some());
+            UTXOState::Locked { txid, locked_at } => {
+                let flight = self.flights.get(&txid).filter(|flight| flight.locked_at == Some(locked_at));
                 let held = flight.is_some_and(|flight| spends(Box::new(flight.transaction.spends())));
-                (!held).then_some("what it is locked for is not in flight, or does not spend it")
+                (!held).then_some("what it is locked for is not in flight since then, or does not spend it")
             }
             UTXOState::SpentFinalized { txid, .. } => {
                 let spent = self.body(&txid)?.is_some_and(|transaction| spends(Box::new(transaction.spends())));

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::super::DatabaseError;
 use super::super::codec::{RowChange, encode, put_record};
 use super::super::schema::{StoredInFlight, Subscription, SubscriptionKey, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
@@ -10,6 +9,9 @@ use super::{DeadRecord, ImportFault, InFlightRecord, SubscriptionRecord};
 use crate::consensus::{Dead, InFlight, Vote, VoteKind};
 use crate::limits::{MAX_SUBSCRIPTION_FILTERS, MAX_TEXT};
 use crate::types::{OutPoint, Txid};
+
+/// Transactions in flight of one record, with their votes and certificates.
+const FLIGHTS_IN_RECORD: usize = 128;
 
 impl Import<'_> {
     pub(super) fn in_flight(&mut self, record: InFlightRecord) -> Result<(), Stop> {
@@ -31,8 +33,6 @@ impl Import<'_> {
             Some("it was committed to without its certificate")
         } else if (said(VoteKind::Approve) > 0) != locked_at.is_some() {
             Some("it was approved without locks, or locked without approval")
-        } else if !votes.is_empty() && self.header.commit == 0 {
-            Some("there was no commit that could have recorded them")
         } else {
             None
         };
@@ -47,9 +47,9 @@ impl Import<'_> {
             }
             slots.push(abort);
             self.check_certificate(&txid, &certificate, true)?;
-            self.kept.push(certificate);
+            self.kept.entry(txid).or_default().push(certificate);
         }
-        self.votes.extend(votes.into_iter().map(|kind| Vote { kind, txid }));
+        self.votes.insert(txid, votes);
         self.flights.insert(txid, InFlight { transaction: Arc::new(transaction), locked_at });
         self.recent.insert(txid, Recent::Unsettled);
         Ok(())
@@ -59,21 +59,32 @@ impl Import<'_> {
         self.recent.contains_key(txid) || self.flights.contains_key(txid)
     }
 
-    /// What is in flight, as the header's commit would have written it.
-    pub(super) fn write_flights(&mut self) -> Result<(), DatabaseError> {
-        let key = self.header.commit.to_be_bytes();
-        let flights: Vec<_> = self.flights.values().map(StoredInFlight::new).collect();
-        let (votes, kept) = (std::mem::take(&mut self.votes), std::mem::take(&mut self.kept));
-        if !flights.is_empty() {
-            put_record(&mut self.rows, TreeId::Locks, &key, &flights)?;
+    /// What is in flight, as so many further commits would have written it: one record has to
+    /// be far below what a record may hold. Gives the number of the last.
+    pub(super) fn write_flights(&mut self) -> Result<u64, Stop> {
+        let mut commit = self.header.commit;
+        let (flights, mut votes) = (std::mem::take(&mut self.flights), std::mem::take(&mut self.votes));
+        let mut kept = std::mem::take(&mut self.kept);
+        let flights: Vec<_> = flights.into_iter().collect();
+        for begun in flights.chunks(FLIGHTS_IN_RECORD) {
+            commit += 1;
+            let key = commit.to_be_bytes();
+            let bodies: Vec<_> = begun.iter().map(|(_, flight)| StoredInFlight::new(flight)).collect();
+            put_record(&mut self.rows, TreeId::Locks, &key, &bodies)?;
+            let of = |txid: &Txid| votes.remove(txid).unwrap_or_default();
+            let given = begun.iter().map(|(txid, _)| *txid).zip(begun.iter().map(|(txid, _)| txid).map(of));
+            let given: Vec<_> =
+                given.flat_map(|(txid, kinds)| kinds.into_iter().map(move |kind| Vote { kind, txid })).collect();
+            if !given.is_empty() {
+                put_record(&mut self.rows, TreeId::Votes, &key, &given)?;
+            }
+            let held: Vec<_> = begun.iter().filter_map(|(txid, _)| kept.remove(txid)).flatten().collect();
+            if !held.is_empty() {
+                put_record(&mut self.rows, TreeId::Certificates, &key, &held)?;
+            }
+            self.write()?;
         }
-        if !votes.is_empty() {
-            put_record(&mut self.rows, TreeId::Votes, &key, &votes)?;
-        }
-        if !kept.is_empty() {
-            put_record(&mut self.rows, TreeId::Certificates, &key, &kept)?;
-        }
-        Ok(())
+        Ok(commit)
     }
 
     pub(super) fn dead(&mut self, record: &DeadRecord) -> Result<(), Stop> {

@@ -26,7 +26,9 @@ use super::coins::Coins;
 use super::lines::{Lines, Next};
 use super::seal::Seal;
 use super::{Header, ImportError, ImportFault, Record};
-use crate::consensus::{Certificate, ChainTip, Changes, Committee, InFlight, LogEntry, Rules, Transition, Utxo, Vote};
+use crate::consensus::{
+    Certificate, ChainTip, Changes, Committee, InFlight, LogEntry, Rules, Transition, Utxo, VoteKind,
+};
 use crate::types::{Genesis, OutPoint, Output, Transaction, Txid, UTXOState, tagged_hash};
 
 /// Rows that are written at once.
@@ -102,10 +104,11 @@ pub(super) struct Import<'a> {
     pub(super) unconfirmed_inputs: u64,
     pub(super) unconfirmed_outputs: u64,
     pub(super) unpaid_fees: u64,
-    pub(super) votes: Vec<Vote>,
-    /// What is in flight, and the certificates beside it; bounded by what can be.
+    /// What is in flight, with the votes on it and the certificates beside it; bounded by what
+    /// can be.
     pub(super) flights: BTreeMap<Txid, InFlight>,
-    pub(super) kept: Vec<Certificate>,
+    pub(super) votes: BTreeMap<Txid, Vec<VoteKind>>,
+    pub(super) kept: BTreeMap<Txid, Vec<Certificate>>,
     pub(super) coins: Coins,
     /// The number of the line that is being read.
     pub(super) line: u64,
@@ -152,9 +155,9 @@ pub fn import(
         unconfirmed_inputs: 0,
         unconfirmed_outputs: 0,
         unpaid_fees: 0,
-        votes: Vec::new(),
         flights: BTreeMap::new(),
-        kept: Vec::new(),
+        votes: BTreeMap::new(),
+        kept: BTreeMap::new(),
         coins: Coins::default(),
         line: 1,
         stage: Stage::Chain,
@@ -279,8 +282,7 @@ impl Import<'_> {
         // followed the old one stands, it cannot mistake this one for its continuation.
         let before = self.header.sequence.saturating_add(1);
         let sequence = self.write_log(before)?;
-        self.write_flights()?;
-        let commit = self.header.commit;
+        let commit = self.write_flights()?;
         let digest = match commit {
             0 => [0; 32],
             _ => tagged_hash("TIME/import", &[&checksum, &network.log_id]),
