@@ -346,3 +346,35 @@ async fn no_segment_is_lost_in_silence() {
     eprintln!("{} bytes: {met:#?}", file.len());
     assert!(violations.is_empty(), "{violations:#?}");
 }
+
+/// One row is gone, from any tree that something which was said depends on, and everything
+/// else is as it was: the guard fits, and sled has nothing to complain of.
+#[tokio::test]
+async fn no_row_is_lost_in_silence() {
+    let mut dice = Dice::new(seed("rows"));
+    let used = use_a_directory(&mut dice, false).await;
+    let genesis = used.net.genesis.transaction().txid();
+    let directory = used.net.directory().join("rows");
+    let mut met = BTreeMap::<String, u64>::new();
+    for tree in ["changes", "utxos", "addresses", "transactions", "confirmed", "blocks", "locks", "votes"] {
+        put_image(&directory, &used.now);
+        let db = sled::Config::new().path(directory.join("db")).flush_every_ms(None).open().unwrap();
+        let rows = db.open_tree(tree).unwrap();
+        // What the genesis made and nobody spent is in no log.
+        let made_by_genesis = |key: &[u8]| key.windows(32).any(|part| part == genesis.as_bytes());
+        let keys: Vec<_> = rows.iter().keys().map(Result::unwrap).filter(|key| !made_by_genesis(key)).collect();
+        assert!(!keys.is_empty(), "{tree} has no rows");
+        let key = &keys[dice.index(keys.len())];
+        rows.remove(key).unwrap();
+        db.flush().unwrap();
+        drop((rows, db));
+        let image = image_of(&directory);
+        match meet(&used, &image) {
+            Ok(how) => *met.entry(format!("{tree}: {how}")).or_default() += 1,
+            Err(what) => panic!("{tree} without {}: {what}", hex::encode(key)),
+        }
+    }
+    eprintln!("{met:#?}");
+    let noticed = met.keys().filter(|how| how.contains("refused")).count();
+    assert!(noticed >= 6, "a row of most trees matters: {met:#?}");
+}

@@ -198,10 +198,12 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     let trees = InspectTrees::open(directory.path()).unwrap();
     let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().collect::<Result<_, _>>().unwrap() };
     let keys = |name: &str| -> Vec<String> { rows(name).into_iter().map(|row| row.key).collect() };
-    assert_eq!(keys("meta"), ["chain", "fence", "head", "network", "schema"]);
-    assert_eq!(rows("meta")[4].value, json!(3));
+    assert_eq!(keys("meta"), ["chain", "fence", "head", "kept", "network", "schema"]);
+    assert_eq!(rows("meta")[5].value, json!(3));
     assert_eq!(rows("meta")[1].value, json!({ "Standing": { "height": 7 } }));
     assert_eq!(rows("meta")[2].value["commit"], json!(1));
+    // What is in flight, the vote on it, its certificate, the agreement's entry, the fence.
+    assert_eq!(rows("meta")[3].value["rows"], json!(5));
     assert_eq!(keys("fence"), [born.to_string()]);
     assert_eq!(rows("meta")[0].value["height"], json!(1));
     assert_eq!(rows("meta")[0].value["hash"], json!(hash));

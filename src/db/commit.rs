@@ -163,6 +163,9 @@ impl Database {
         }
         let next_commit = self.head.commit + 1;
         let mut rows = self.rows_of(&batch, next_commit)?;
+        let kept = self.kept.after(&self.shared.trees, &rows)?;
+        let value = Some(encode(TreeId::Meta, &kept)?);
+        rows.push(RowChange { tree: TreeId::Meta, key: meta::KEPT.to_vec(), value });
         let sequence = self.head.sequence + batch.changes.log.len() as u64;
         let head = self.head.next(&rows_digest(&rows), sequence);
         rows.push(RowChange {
@@ -175,7 +178,7 @@ impl Database {
         self.shared.applied(&batch.changes);
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
-        self.head = head;
+        (self.head, self.kept) = (head, kept);
         let height = batch.changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
         self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height });
         Ok(Durable::new(outgoing))

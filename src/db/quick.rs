@@ -5,15 +5,18 @@
 //! without a word, while the last commit is there and fits the guard. But each step of an
 //! output and each block has a number in the change log, without a gap. So the end of the
 //! log is walked, and what it names has to be where it leads; and what is in flight has to
-//! fit together. Older rows stand where sled's snapshot says, with a checksum: reading them
+//! fit together, by what stands there twice and by the count of its rows. Older rows stand where sled's snapshot says, with a checksum: reading them
 //! is an error, or gives them as they were. `verify` looks at everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::DatabaseError;
-use super::schema::{TreeId, address_key};
+use super::codec::records;
+use super::kept::Kept;
+use super::open::read_meta;
+use super::schema::{TreeId, address_key, meta};
 use super::store::Reader;
-use crate::consensus::{AgreementRecord, ChainTip, LogEntry, Recovered, VoteKind};
+use crate::consensus::{AgreementRecord, ChainTip, LogEntry, Recovered, Vote, VoteKind};
 use crate::limits::{FEED_READ, MAX_CHECKED_AT_START};
 use crate::types::{BlockHash, Height, OutPoint, Output, Txid, UTXOState};
 
@@ -22,6 +25,8 @@ pub(super) struct Start<'a> {
     pub(super) reader: &'a Reader,
     /// The last number of the change log.
     pub(super) sequence: u64,
+    /// The rows that a member's votes stand on, as they are counted now.
+    pub(super) kept: Kept,
     pub(super) tip: &'a ChainTip,
     pub(super) in_flight: &'a [Recovered],
     pub(super) agreement: &'a [AgreementRecord],
@@ -34,6 +39,10 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), DatabaseErro
 impl Start<'_> {
     /// Says the first thing that is not as it should be.
     pub(super) fn check(&self) -> Result<(), DatabaseError> {
+        let kept = read_meta::<Kept>(&self.reader.shared.trees, meta::KEPT)?;
+        ensure(kept.is_none_or(|kept| kept == self.kept), || {
+            "rows with locks, votes, certificates, words on the next block or fenced outputs are missing".into()
+        })?;
         let lately = self.walk()?;
         for (outpoint, (output, state)) in &lately.outputs {
             self.check_output(outpoint, output, state)?;
@@ -46,6 +55,7 @@ impl Start<'_> {
         for recovered in self.in_flight {
             self.check_in_flight(recovered)?;
         }
+        self.check_votes()?;
         for record in self.agreement {
             let AgreementRecord::Message(message) = record else { continue };
             let of_next = message.height() == self.tip.height.saturating_add(1);
@@ -132,6 +142,19 @@ impl Start<'_> {
             }
         }
         ensure(reader.block(tip.height.saturating_add(1))?.is_none(), || "there is a block above the tip".into())
+    }
+
+    /// Whatever this member has voted on is here. Votes stay as long as one of those that were
+    /// given together with them is needed.
+    fn check_votes(&self) -> Result<(), DatabaseError> {
+        let reader = self.reader;
+        for record in records::<Vec<Vote>>(reader.tree(TreeId::Votes), TreeId::Votes) {
+            for Vote { txid, kind } in record?.1 {
+                let here = reader.is_in_flight(&txid)? || reader.is_final(&txid)? || reader.dead(&txid)?.is_some();
+                ensure(here, || format!("{txid}, on which this member voted {kind:?}, is not here"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Locks, own votes and certificates of what is in flight go together.

@@ -10,6 +10,7 @@ use super::commit::{CommitBatch, UnconfirmedRows, finalized_by};
 use super::engine::MemoryDisk;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
+use super::kept::Kept;
 use super::open::{Storage, open_migrated};
 use super::quick::Start;
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
@@ -113,8 +114,8 @@ impl Database {
         Self::carry_on(storage, network, false)
     }
 
-    /// Reads what a start goes on with, and brings the guard in step. With `tolerant`, what
-    /// was in flight and cannot be read is passed over, for a repair.
+    /// Reads what a start goes on with, looks whether it can be trusted, and brings the guard
+    /// in step. With `tolerant`, what is not as it should be is passed over, for a repair.
     fn carry_on(storage: Storage, mut network: StoredNetwork, tolerant: bool) -> Result<Opened, DatabaseError> {
         let head = storage.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
         if head.commit.max(head.sequence) > MAX_NUMBER {
@@ -139,12 +140,13 @@ impl Database {
         }
         let shared = Arc::new(Shared::new(trees, network, &head, tip.height, flights));
         let unconfirmed = UnconfirmedRows::default();
-        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, shared };
+        let kept = Kept::read(&shared.trees)?;
+        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
-        let (reader, sequence) = (database.reader(), head.sequence);
         if !tolerant {
-            Start { reader: &reader, sequence, tip: &tip, in_flight: &in_flight, agreement: &log }.check()?;
+            let (reader, sequence) = (database.reader(), head.sequence);
+            Start { reader: &reader, sequence, kept, tip: &tip, in_flight: &in_flight, agreement: &log }.check()?;
         }
         let suspension = database.settle_guard(agreement)?;
         let recovered = RecoveredState { in_flight, suspension, fence, tip, unconfirmed, agreement: log };

@@ -14,6 +14,7 @@ use super::codec::{decode, get_record, get_record_head, record_parts, records};
 use super::commit::{Durable, UnconfirmedRows, finalized_by};
 use super::engine::{Engine, Tree};
 use super::flight::{FlightRows, FlightTable};
+use super::kept::Kept;
 use super::schema::{
     Head, StoredConfirmed, StoredFinal, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
     outpoint_key, parse_outpoint_key,
@@ -143,6 +144,7 @@ pub struct Database {
     pub(super) unconfirmed: UnconfirmedRows,
     /// The rows of the agreement's log, with their parts.
     pub(super) agreement_rows: Vec<([u8; 12], u16)>,
+    pub(super) kept: Kept,
     pub(super) shared: Arc<Shared>,
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::engine::Tree;
+use super::super::kept::Kept;
 use super::super::prune::Pruned;
 use super::super::schema::{
     Head, StoredConfirmed, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta,
@@ -257,6 +258,7 @@ fn meta_record(key: &[u8], value: &[u8]) -> Result<(String, Content), DatabaseEr
         }
         meta::FENCE => json!(decode::<FenceState>(id, value)?),
         meta::PRUNED => json!(decode::<Pruned>(id, value)?),
+        meta::KEPT => json!(decode::<Kept>(id, value)?),
         meta::SUSPENSION => json!(String::from_utf8_lossy(value)),
         _ => json!(hex::encode(value)),
     };

@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::DatabaseError;
 use super::flight::FlightTable;
 use super::guard::{Agreement, compare};
+use super::kept::Kept;
 use super::open::Storage;
 use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Reader, Shared};
@@ -213,6 +214,10 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
             check.find(Damage::Ledger, "meta/chain", "there is no tip");
             return Ok(None);
         };
+        let kept = storage.meta::<Kept>(meta::KEPT)?;
+        let same = kept.is_none_or(|kept| Kept::read(&storage.trees).is_ok_and(|counted| counted == kept));
+        let what = "rows with locks, votes, certificates, words on the next block or fenced outputs are missing";
+        check.ensure(same, Damage::Votes, || "meta/kept".into(), what);
         let asking = storage.meta::<FenceState>(meta::FENCE)? == Some(FenceState::Asking);
         check.ensure(!asking || member, Damage::Derived, || "meta/fence".into(), "an observer has no votes to fence");
         let (tip, unconfirmed_from) = (stored.tip()?, stored.unconfirmed_from);
