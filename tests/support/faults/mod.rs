@@ -93,6 +93,14 @@ impl Watch {
         if for_ever { failing.with("FAULT_FOREVER", 1) } else { failing }
     }
 
+    /// Gives a command what it needs to run so.
+    pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if !self.variables.is_empty() {
+            command.env("LD_PRELOAD", shim());
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (*name, value)))
+    }
+
     fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.variables.push((name, value.to_string()));
         self
@@ -129,10 +137,7 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_time-masternode"));
         command.args(["run", "--log", "info", "--config"]).arg(net.directory().join(&about.config_file));
         command.arg("--data-dir").arg(data_dir).args(options);
-        if !watch.variables.is_empty() {
-            command.env("LD_PRELOAD", shim());
-        }
-        command.envs(watch.variables.iter().map(|(name, value)| (*name, value)));
+        watch.apply(&mut command);
         // What was said by processes of before stays, for whoever looks for the reason.
         let file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).open(&log).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
@@ -194,7 +199,9 @@ impl Process {
 
     /// `kill -9`.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
+        if self.ended().is_none() {
+            self.child.kill().unwrap();
+        }
         self.child.wait().unwrap();
     }
 

@@ -205,6 +205,12 @@ impl Said {
         found
     }
 
+    /// Transactions that were said to be dead.
+    pub fn aborted(&self) -> BTreeSet<Txid> {
+        let aborted = self.statuses.iter().filter(|(_, (kind, _))| *kind == TransactionStatusKind::Aborted);
+        aborted.map(|((txid, _), _)| *txid).collect()
+    }
+
     /// Whose turn it was, and what was said, in words.
     fn turn_of(&self, message: &ConsensusMessage) -> Option<((Height, u32, Turn), PublicKey, String)> {
         match message {

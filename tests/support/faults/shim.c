@@ -10,7 +10,8 @@
  *   FAULT_AT=n          The n-th call on a watched file fails (the first is number 1).
  *   FAULT_KIND=...      eio: any call fails with EIO. enospc: a call that needs room fails
  *                       with ENOSPC. short: a write writes half. full: a write writes half,
- *                       and all that need room after it fail with ENOSPC.
+ *                       and all that need room after it fail with ENOSPC. kill: the process
+ *                       is killed before the call, as by `kill -9`.
  *   FAULT_FOREVER=1     So do all calls after the n-th.
  *
  * A record is: u32 length of what follows, u8 kind, i32 descriptor, u64 number, u64 number,
@@ -22,6 +23,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -36,7 +38,7 @@
 
 enum { START = 1, OPEN, CLOSE, WRITE, SYNC, TRUNCATE, RENAME, UNLINK, MKDIR, RMDIR, SEND, FAULT };
 enum { UNKNOWN = 0, WATCHED, SOCKET, OTHER };
-enum { NONE = 0, EIO_KIND, ENOSPC_KIND, SHORT_KIND, FULL_KIND };
+enum { NONE = 0, EIO_KIND, ENOSPC_KIND, SHORT_KIND, FULL_KIND, KILL_KIND };
 /* What a call is, for the kinds of fault that only some calls can meet. */
 enum { READS = 0, NEEDS_ROOM, WRITES };
 
@@ -100,6 +102,7 @@ static int fault(int what, const char *call) {
     uint64_t number = ++calls;
     if (number < fault_at || (number > fault_at && !fault_forever && fault_kind != FULL_KIND)) return 0;
     record(FAULT, -1, number, fault_kind, call, NULL, 0);
+    if (fault_kind == KILL_KIND) kill(getpid(), SIGKILL);
     if (fault_kind == SHORT_KIND) return -1;
     if (fault_kind == FULL_KIND) return number == fault_at && what == WRITES ? -1 : ENOSPC;
     return fault_kind == EIO_KIND ? EIO : ENOSPC;
@@ -146,6 +149,7 @@ __attribute__((constructor)) static void begin(void) {
         fault_kind = !strcmp(kind, "eio")      ? EIO_KIND
                      : !strcmp(kind, "enospc") ? ENOSPC_KIND
                      : !strcmp(kind, "short")  ? SHORT_KIND
+                     : !strcmp(kind, "kill")   ? KILL_KIND
                                                : FULL_KIND;
     }
     if (trace) {
