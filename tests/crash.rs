@@ -66,11 +66,14 @@ impl Killed {
         self.nodes[node] = Some(Process::start(&self.net, node, &data_dir, &watch));
     }
 
-    /// Takes in what a node has said since the last time.
+    /// Takes in what a node that is not running has said since the last time.
     fn hear(&mut self, node: usize) {
         let (records, end) = read_trace(&self.trace(node), self.read[node]);
         self.said[node].hear(&records);
         self.read[node] = end;
+        // A record that was cut off with its process would swallow those of the next one.
+        let trace = std::fs::OpenOptions::new().write(true).open(self.trace(node)).unwrap();
+        trace.set_len(end).unwrap();
     }
 
     /// What is wrong with the directory of a node that is not running, and with what the node
@@ -157,6 +160,7 @@ async fn used(dice: &mut Dice) -> (TestNet, Image, Image, Said) {
     traffic.most = 8;
     traffic.run_times(&killed.net, 60).await;
     killed.nodes[0].as_mut().unwrap().kill();
+    killed.hear(0);
     let older = image_of(&killed.net.data_dir(0));
     killed.start(0);
     wait_ready(&mut killed.nodes);

@@ -7,7 +7,7 @@
 //! database, and to go on.
 //!
 //! `TIME_IO_CALLS=2000` lets each of the first 2,000 calls fail (CI a few of them),
-//! `TIME_IO_CALL=17` only that one, `TIME_SEED` chooses how they fail.
+//! `TIME_IO_FIRST=900` those from there on, `TIME_IO_CALL=17` only that one, `TIME_SEED` chooses how they fail.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
 
@@ -23,7 +23,7 @@ use std::time::Instant;
 use faults::disk::{Image, image_of, put_image};
 use faults::said::Said;
 use faults::trace::{Record, read_trace};
-use faults::{Dice, Member, Outcome, Process, Watch, number, seed};
+use faults::{Dice, Member, Outcome, PATIENCE, Process, Watch, number, seed};
 use support::{TestNet, within};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, WalletClient};
 use time_masternode::types::{SecretKey, Transaction};
@@ -83,14 +83,14 @@ impl Alone {
 
     /// Pays, each payment when the one before is final, until the node is gone or `done`.
     /// Gives the number of payments of which the wallet was told that they are final.
-    async fn pay_until(&self, mut done: impl FnMut(usize) -> bool) -> usize {
-        let Some(mut wallet) = self.wallet().await else { return 0 };
+    async fn pay_until(&self, mut done: impl FnMut(usize) -> bool) -> Result<usize, String> {
+        let Some(mut wallet) = self.wallet().await else { return Ok(0) };
         for (n, payment) in self.payments.iter().enumerate() {
             if done(n) {
-                return n;
+                return Ok(n);
             }
             if wallet.send(&NetworkMessage::TransactionBroadcast(payment.to_raw())).await.is_err() {
-                return n;
+                return Ok(n);
             }
             let finality = wallet.wait_for(|message| match message {
                 NetworkMessage::TransactionStatus(status) if status.txid == payment.txid() => {
@@ -98,11 +98,13 @@ impl Alone {
                 }
                 _ => None,
             });
-            if within("finality, or the end of the node", finality).await.is_err() {
-                return n;
+            match tokio::time::timeout(PATIENCE, finality).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(n),
+                Err(_) => return Err(format!("payment {n} is not final, and the node does not end")),
             }
         }
-        self.payments.len()
+        Ok(self.payments.len())
     }
 
     /// The node serves again, knows what it said, and goes on.
@@ -162,12 +164,12 @@ impl Alone {
         };
         if how.is_none() {
             let mut more = 0;
-            self.pay_until(|_| {
+            let paid = self.pay_until(|_| {
                 let failed = self.said(&trace).1.is_some();
                 more += usize::from(failed);
                 more > PAYMENTS_AFTER
-            })
-            .await;
+            });
+            paid.await.map_err(|error| format!("{error}\n{}", process.log()))?;
             // What has begun to stop is given the time for it.
             let (_, failed) = self.said(&trace);
             let must_stop = failed.as_deref().is_some_and(|call| kind != "short" && DEADLY.contains(&call));
@@ -180,10 +182,12 @@ impl Alone {
                 None => {
                     // It may meet the fault while it stops.
                     let status = process.stop()?;
-                    if !status.success() {
+                    if status.success() {
+                        "went on"
+                    } else {
                         process.refusal(status)?;
+                        "stopped"
                     }
-                    "went on"
                 }
             });
         }
@@ -195,7 +199,7 @@ impl Alone {
 }
 
 /// Calls whose failure means that something is not on the platter.
-const DEADLY: [&str; 3] = ["write", "fsync", "fdatasync"];
+const DEADLY: [&str; 4] = ["write", "fsync", "fdatasync", "sync_file_range"];
 
 #[tokio::test]
 async fn no_failed_call_takes_back_what_was_said() {
@@ -207,7 +211,7 @@ async fn no_failed_call_takes_back_what_was_said() {
         Some(only) => vec![only],
         // CI takes some of the first thousand.
         None if calls < 100 => (0..calls).map(|_| 1 + dice.below(1_000)).collect(),
-        None => (1..=calls).collect(),
+        None => (number("TIME_IO_FIRST").unwrap_or(1)..=calls).collect(),
     };
     let first = dice.index(FAULTS.len());
     let (mut met, mut violations) = (BTreeMap::<String, u64>::new(), Vec::new());
@@ -260,7 +264,7 @@ async fn a_full_disk_and_its_return() {
     std::fs::write(&ballast, vec![0; 2 * 1024 * 1024]).unwrap();
     let mut process = Process::start(&alone.net, 0, &data_dir, &Watch::words(&data_dir, &trace));
     assert_eq!(process.outcome(), Ok(Outcome::Up { voting: "Active".into() }), "{}", process.log());
-    let paid = alone.pay_until(|_| false).await;
+    let paid = alone.pay_until(|_| false).await.unwrap();
     assert!(paid > 0 && paid < CHAIN, "the disk is full before the wallet's coins are spent: {paid}");
     let status = process.end().unwrap();
     let error = process.refusal(status).unwrap();

@@ -10,18 +10,19 @@ use std::fs::File;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use sled::{IVec, Transactional};
 
 use super::DatabaseError;
 use super::codec::RowChange;
 use super::guard::{Guard, Stamp};
+use super::held::{Held, Nudge};
 use super::schema::TreeId;
 
 /// One tree, for reading. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) enum Tree {
-    Sled(sled::Tree),
+    Sled(Held<sled::Tree>),
     Memory(MemoryDisk, TreeId),
 }
 
@@ -89,15 +90,16 @@ impl Tree {
 #[derive(Debug)]
 pub(super) enum Engine {
     Sled {
-        db: sled::Db,
-        trees: Vec<sled::Tree>,
+        db: Arc<Held<sled::Db>>,
+        trees: Held<Vec<sled::Tree>>,
+        nudge: Nudge,
         /// Our own descriptor of sled's file, for the sync that sled leaves out.
         file: File,
         guard: Guard,
     },
     /// Opened to be looked at: nothing can be written.
     Sealed {
-        _db: sled::Db,
+        _db: Held<sled::Db>,
     },
     Memory(MemoryDisk),
 }
@@ -111,8 +113,8 @@ impl Engine {
     /// Applies rows to all trees in one transaction, in memory. Nothing is read inside it.
     pub(super) fn apply(&self, rows: &[RowChange]) -> Result<(), DatabaseError> {
         match self {
-            Self::Sled { trees, .. } => {
-                let result: Result<(), TransactionError<()>> = trees.as_slice().transaction(|views| {
+            Self::Sled { trees, nudge, .. } => {
+                let write = |views: &Vec<TransactionalTree>| {
                     for row in rows {
                         let view = &views[row.tree as usize];
                         let key = row.key.as_slice();
@@ -122,7 +124,8 @@ impl Engine {
                         };
                     }
                     Ok::<(), ConflictableTransactionError<()>>(())
-                });
+                };
+                let result: Result<(), TransactionError<()>> = nudge.during(|| trees.as_slice().transaction(write));
                 result.map_err(|error| match error {
                     TransactionError::Storage(error) => DatabaseError::Sled(error),
                     TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
@@ -136,8 +139,8 @@ impl Engine {
     /// Puts what was applied on the platter: sled's flush, and the sync that it leaves out.
     pub(super) fn sync(&self) -> Result<(), DatabaseError> {
         match self {
-            Self::Sled { db, file, .. } => {
-                db.flush()?;
+            Self::Sled { db, file, nudge, .. } => {
+                nudge.during(|| db.flush())?;
                 file.sync_data().map_err(DatabaseError::io("syncing the database"))
             }
             Self::Sealed { .. } => sealed(),
@@ -352,7 +355,7 @@ mod tests {
             sled_tree.insert(key, b"v").unwrap();
         }
         disk.lock().apply(&rows.map(|key| row(key, Some(b"v")))).unwrap();
-        let trees = [Tree::Sled(sled_tree), Tree::Memory(disk, TreeId::Utxos)];
+        let trees = [Tree::Sled(Held::new(sled_tree)), Tree::Memory(disk, TreeId::Utxos)];
         let [sled, memory] = &trees;
         let bounds = [Bound::Unbounded, Bound::Included(b"ab".to_vec()), Bound::Excluded(b"b".to_vec())];
         for from in &bounds {

@@ -38,6 +38,7 @@ mod export;
 mod fence;
 mod flight;
 pub mod guard;
+mod held;
 mod inspect;
 mod kept;
 mod migrate;

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
+use super::held::{Held, Nudge};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
 use super::store::Trees;
 use super::{DatabaseError, FrozenRow, switch};
@@ -42,13 +43,15 @@ impl Storage {
         let _entered = switch::enter(data_dir)?;
         let every_tree = |db: &sled::Db| TreeId::ALL.iter().map(|id| Ok(db.open_tree(id.name())?)).collect();
         let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
+        let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
         let file = OpenOptions::new().read(true).write(true).open(sled_file(data_dir));
         let file = file.map_err(DatabaseError::io("opening the database's file"))?;
         let (guard, stamp) = Guard::open(data_dir)?;
-        let readable = Trees::new(|id| Tree::Sled(trees[id as usize].clone()));
-        Ok(Self { engine: Engine::Sled { db, trees, file, guard }, trees: readable, stamp })
+        let readable = Trees::new(|id| Tree::Sled(Held::new(trees[id as usize].clone())));
+        let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
+        Ok(Self { engine: Engine::Sled { db, trees, nudge, file, guard }, trees: readable, stamp })
     }
 
     /// The files of a database that is only looked at. It has to exist, and nothing is made
@@ -65,13 +68,13 @@ impl Storage {
         let (db, trees) = open_sled(data_dir, cache_bytes, |db| {
             let (names, empty) = (db.tree_names(), MemoryDisk::new());
             let open = |id: TreeId| match names.iter().any(|name| *name == id.name().as_bytes()) {
-                true => Ok(Tree::Sled(db.open_tree(id.name())?)),
+                true => Ok(Tree::Sled(Held::new(db.open_tree(id.name())?))),
                 false => Ok(Tree::Memory(empty.clone(), id)),
             };
             TreeId::ALL.into_iter().map(open).collect::<Result<Vec<_>, DatabaseError>>()
         })?;
         let trees = Trees::new(|id| trees[id as usize].clone());
-        Ok(Self { engine: Engine::Sealed { _db: db }, trees, stamp: Guard::read(data_dir)? })
+        Ok(Self { engine: Engine::Sealed { _db: Held::new(db) }, trees, stamp: Guard::read(data_dir)? })
     }
 
     /// A disk in memory.

@@ -252,6 +252,11 @@ static ssize_t write_file(int fd, const void *bytes, size_t n, off64_t offset) {
         if (result > 0) record(WRITE, fd, (uint64_t)at, 0, NULL, bytes, (size_t)result);
     }
     pthread_mutex_unlock(&lock);
+    /* A disk that fails takes its time, and those that wait for it are waiting by then. */
+    if (error > 0) {
+        usleep(20000);
+        errno = error;
+    }
     return result;
 }
 

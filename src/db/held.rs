@@ -1,0 +1,127 @@
+//! What of sled would bring others down with it when it fails.
+//!
+//! Two faults of sled 0.34 are met here. When the last of its handles goes, sled syncs its
+//! file, and panics if that fails: with [`Held`] that panic ends where it began. And when
+//! one of its threads fails to write, whoever waits for that write in a flush is not always
+//! woken, and would wait for ever: a [`Nudge`] lets somebody else flush, who finds the error
+//! and wakes all.
+
+use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+/// How often it is looked whether a write has begun long ago.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A handle of sled's that may be let go of anywhere.
+#[derive(Debug, Clone)]
+pub(super) struct Held<T>(Option<T>);
+
+impl<T> Held<T> {
+    pub(super) const fn new(handle: T) -> Self {
+        Self(Some(handle))
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is taken only when it is dropped")
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        let handle = self.0.take();
+        if std::panic::catch_unwind(AssertUnwindSafe(|| drop(handle))).is_err() {
+            tracing::error!("the storage engine came apart while it was closed");
+        }
+    }
+}
+
+/// Looks after the writer's calls of sled, from a thread of its own.
+#[derive(Debug)]
+pub(super) struct Nudge {
+    /// Goes up by one when a call begins and when it ends, so it is odd while one lasts.
+    calls: Arc<AtomicU64>,
+    /// The thread ends when this is dropped.
+    _stop: Sender<()>,
+}
+
+impl Nudge {
+    /// Looks after the writer of this database.
+    pub(super) fn start(db: &Arc<Held<sled::Db>>) -> std::io::Result<Self> {
+        let calls = Arc::new(AtomicU64::new(0));
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let (seen, db) = (Arc::clone(&calls), Arc::downgrade(db));
+        std::thread::Builder::new().name("nudge".into()).spawn(move || look_after(&seen, &db, &stopped))?;
+        Ok(Self { calls, _stop: stop })
+    }
+
+    /// A call that is looked after.
+    pub(super) fn during<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let outcome = call();
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        outcome
+    }
+}
+
+fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<()>) {
+    let (mut last, mut looks) = (0, 0_u32);
+    while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        let now = calls.load(Ordering::SeqCst);
+        if now.is_multiple_of(2) || now != last {
+            (last, looks) = (now, 0);
+            continue;
+        }
+        looks += 1;
+        // On a disk that is only slow each of these waits as well, so they become fewer.
+        if looks.is_power_of_two()
+            && let Some(db) = db.upgrade()
+        {
+            let flush = move || {
+                if let Err(error) = db.flush() {
+                    tracing::warn!(%error, "a write of the storage engine has failed");
+                }
+            };
+            if let Err(error) = std::thread::Builder::new().name("flush".into()).spawn(flush) {
+                tracing::warn!(%error, "cannot look after a write that takes long");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_that_panics_when_it_goes_harms_nobody() {
+        struct Fragile;
+        impl Drop for Fragile {
+            fn drop(&mut self) {
+                panic!("it goes");
+            }
+        }
+        drop(Held::new(Fragile));
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_writer() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let db = Arc::new(Held::new(db));
+        let nudge = Nudge::start(&db).unwrap();
+        assert!(nudge.during(|| db.flush().is_ok()));
+        let calls = Arc::downgrade(&nudge.calls);
+        drop((nudge, db));
+        while calls.upgrade().is_some() {
+            std::thread::yield_now();
+        }
+    }
+}
