@@ -61,6 +61,11 @@ pub const MAX_FENCED_PER_ANSWER: usize = 50_000_000;
 /// Outpoints and transactions on a page of such an answer.
 pub const MAX_FENCED_PER_PAGE: usize = 16_384;
 
+/// Outputs that the ledger's thread remembers beside the trees (about 150 bytes each).
+pub const MAX_RECENT_OUTPUTS: usize = 65_536;
+/// Inputs and outputs of transactions that it remembers (about 150 bytes each).
+pub const MAX_RECENT_PLACES: usize = 131_072;
+
 // --- The core's waiting rooms ---
 
 /// How long a transaction waits for its parents before it is `UnknownInput`.
@@ -79,6 +84,8 @@ pub const MAX_EVIDENCE_PER_MEMBER: usize = 4_096;
 pub const UNKNOWN_BODY_WAIT_MS: u64 = 300;
 /// How old a transaction in flight is when its votes are first sent again.
 pub const RESEND_AFTER_MS: u64 = 1_000;
+/// The same on a network so loaded that finality takes long.
+pub const SLOWEST_RESEND_MS: u64 = 4_000;
 /// How long after that they are sent once more, and so on.
 pub const RESEND_EVERY_MS: u64 = 3_000;
 /// Transactions that one tick sends again.

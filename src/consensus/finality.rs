@@ -8,7 +8,6 @@ use super::machine::{Machine, Step, Timer};
 use super::validate::check_ledger;
 use super::view::{Dead, Finalized, InFlight, Overlay, Settled, Utxo, View};
 use super::vote::{Vote, VoteKind};
-use crate::limits::RESEND_AFTER_MS;
 use crate::types::{Height, OutPoint, Transaction, Txid, UTXOState};
 
 /// How the inputs of a certified transaction stand.
@@ -106,6 +105,9 @@ impl Machine {
             let state = UTXOState::SpentFinalized { txid, finalized_at, votes };
             step.transition(outpoint, Some(old), Utxo { state, ..old });
         }
+        if let Some(pending) = self.pending.get(&txid) {
+            self.pace.note(step.now.ms.saturating_sub(pending.since_ms));
+        }
         self.chain.unconfirmed.push(txid);
         let (settled, certificate) = (finalized.settled, finalized.certificate.clone());
         step.act(Action::Progress { txid, progress: Progress::Finalized { settled, certificate } });
@@ -118,8 +120,8 @@ impl Machine {
         let transaction = Arc::clone(&finalized.transaction);
         let txid = transaction.txid();
         for (outpoint, output) in transaction.creates() {
-            let old = step.view().utxo(&outpoint);
-            step.transition(outpoint, old, Utxo { output, state: UTXOState::Unspent });
+            // It was not settled before, so none of them can be there.
+            step.transition(outpoint, None, Utxo { output, state: UTXOState::Unspent });
         }
         self.fence_outputs(step, None, transaction.creates().map(|(outpoint, _)| outpoint));
         self.forget_idle_rivals(&transaction);
@@ -185,7 +187,7 @@ impl Machine {
         pending.begin(step.now.ms);
         if !std::mem::replace(&mut pending.recorded, true) {
             step.changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: pending.locked_at }));
-            self.timers.insert((step.now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+            self.timers.insert((step.now.ms + self.pace.resend_after(), Timer::Resend, txid));
         }
     }
 

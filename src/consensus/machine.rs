@@ -22,12 +22,13 @@ use super::fence::Fence;
 use super::flaw::Flaw;
 use super::follow::Follow;
 use super::pending::PendingTable;
+use super::resend::Pace;
 use super::validate::{Rejection, Rules, check_ledger};
 use super::verified::Verified;
 use super::view::{Changes, Dead, InFlight, Overlay, Utxo, View};
 use super::vote::{CountedVote, MemberBatch, Vote, VoteKind};
 use super::waiting::ParentRoom;
-use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, RESEND_AFTER_MS, UNKNOWN_BODY_WAIT_MS};
+use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, UNKNOWN_BODY_WAIT_MS};
 use crate::types::{BlockHash, OutPoint, SecretKey, Transaction, Txid, UTXOState, UtxoDigest};
 
 /// The chain's part of the machine.
@@ -56,6 +57,7 @@ pub struct Machine {
     /// Pending transactions whose certificate cannot be acted on before this parent is here.
     pub(super) awaiting: BTreeMap<Txid, BTreeSet<Txid>>,
     pub(super) timers: BTreeSet<(u64, Timer, Txid)>,
+    pub(super) pace: Pace,
     pub(super) chain: Chain,
     pub(super) follow: Follow,
     pub(super) agreement: Option<Agreement>,
@@ -146,6 +148,7 @@ impl Machine {
             room: ParentRoom::default(),
             awaiting: BTreeMap::new(),
             timers: BTreeSet::new(),
+            pace: Pace::default(),
             chain: Chain { tip, unconfirmed: Unconfirmed::default(), interval_ms: 0, executed_at_ms: 0, look_at_ms: 0 },
             follow: Follow::default(),
             agreement: None,
@@ -195,7 +198,7 @@ impl Machine {
                 let kind = certificate.kind;
                 *pending.certificates.of_mut(kind) = Some(Arc::new(certificate));
             }
-            self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+            self.timers.insert((now.ms + self.pace.resend_after(), Timer::Resend, txid));
         }
         let rival = |pending: &super::pending::Pending| {
             let rivals = self.pending.rivals(pending.transaction.as_ref()?);
@@ -449,14 +452,18 @@ impl Machine {
         let row = InFlight { transaction: Arc::clone(transaction), locked_at: pending.locked_at };
         step.changes.in_flight.insert(txid, Some(row));
         if !recorded {
-            self.timers.insert((now.ms + RESEND_AFTER_MS, Timer::Resend, txid));
+            self.timers.insert((now.ms + self.pace.resend_after(), Timer::Resend, txid));
         }
         // Evidence against it may have come before it.
         for rival in self.contradicting(step, transaction) {
             self.contradict(txid, rival, now.ms);
             self.contradict(rival, txid, now.ms);
         }
-        step.act(Action::Broadcast(Arc::clone(transaction)));
+        // What a member sent has been sent to all by that member. If it lies, the others' votes
+        // make those who lack the body ask for it, and the resend timer sends it to them.
+        if !matches!(source, Source::Member(_)) {
+            step.act(Action::Broadcast(Arc::clone(transaction)));
+        }
         if let Some(progress) = self.progress(&txid) {
             if let Source::Wallet(ticket) = source {
                 step.act(Action::Reply { ticket, txid, progress: progress.clone() });

@@ -10,8 +10,30 @@ use super::pending::Pending;
 use super::validate::Rejection;
 use super::view::View;
 use super::vote::{Vote, VoteKind};
-use crate::limits::{MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_EVERY_MS};
+use crate::limits::{
+    MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_AFTER_MS, RESEND_EVERY_MS, SLOWEST_RESEND_MS,
+};
 use crate::types::Txid;
+
+/// How long transactions have taken lately to become final. Under load that is longer, and
+/// saying everything again after the same time would only add to the load.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// A moving average, in 1/16 ms.
+    average: u64,
+}
+
+impl Pace {
+    /// One became final after so many milliseconds.
+    pub(super) fn note(&mut self, ms: u64) {
+        self.average = self.average - self.average / 16 + ms.min(SLOWEST_RESEND_MS);
+    }
+
+    /// After how many milliseconds what is not final is sent again.
+    pub(super) fn resend_after(&self) -> u64 {
+        (self.average / 8).clamp(RESEND_AFTER_MS, SLOWEST_RESEND_MS)
+    }
+}
 
 impl Machine {
     /// Looks at every timer that has run out, as many as one tick bears.

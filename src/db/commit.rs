@@ -176,6 +176,7 @@ impl Database {
         self.shared.about_to_apply(next_commit, &batch.changes);
         self.engine.apply(&rows)?;
         self.shared.applied(&batch.changes);
+        self.recent.follow(&batch.changes, &rows);
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         (self.head, self.kept) = (head, kept);

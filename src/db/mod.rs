@@ -45,6 +45,7 @@ mod migrate;
 mod open;
 mod prune;
 mod quick;
+mod recent;
 mod recover;
 mod repair;
 mod repair_fence;

@@ -13,6 +13,7 @@ use super::guard::{Agreement, Stamp, compare};
 use super::kept::Kept;
 use super::open::{Storage, open_migrated};
 use super::quick::Start;
+use super::recent::Recent;
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
 use super::store::{Database, Shared, Trees};
 use crate::consensus::{AgreementRecord, ChainTip, FenceState, Recovered, Suspension};
@@ -141,7 +142,8 @@ impl Database {
         let shared = Arc::new(Shared::new(trees, network, &head, tip.height, flights));
         let unconfirmed = UnconfirmedRows::default();
         let kept = Kept::read(&shared.trees)?;
-        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, shared };
+        let recent = Recent::new();
+        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, recent, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
         if !tolerant {

@@ -15,6 +15,7 @@ use super::commit::{Durable, UnconfirmedRows, finalized_by};
 use super::engine::{Engine, Tree};
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
+use super::recent::Recent;
 use super::schema::{
     Head, StoredConfirmed, StoredFinal, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
     outpoint_key, parse_outpoint_key,
@@ -145,6 +146,7 @@ pub struct Database {
     /// The rows of the agreement's log, with their parts.
     pub(super) agreement_rows: Vec<([u8; 12], u16)>,
     pub(super) kept: Kept,
+    pub(super) recent: Recent,
     pub(super) shared: Arc<Shared>,
 }
 

@@ -4,27 +4,31 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::DatabaseError;
-use super::store::Reader;
+use super::recent::Recent;
+use super::store::{Database, Reader};
 use crate::consensus::{Dead, Settled, Utxo, View};
 use crate::types::{Height, OutPoint, Transaction, Txid};
 
-/// The durable ledger as the core reads it, for one batch.
+/// The durable ledger as the core reads it, for one batch; of the database's own thread.
 ///
 /// The first error is kept, and from then on everything is `None`. Whoever made the view
 /// asks [`LedgerView::finish`] before anything is committed; a batch that saw an error is
 /// thrown away whole.
 #[derive(Debug)]
 pub struct LedgerView<'a> {
-    reader: &'a Reader,
+    reader: Reader,
+    recent: &'a Recent,
     error: RefCell<Option<DatabaseError>>,
 }
 
-impl<'a> LedgerView<'a> {
-    /// A view through `reader`.
-    pub const fn new(reader: &'a Reader) -> Self {
-        Self { reader, error: RefCell::new(None) }
+impl Database {
+    /// The ledger as of the last commit, for the thread that makes the next one.
+    pub fn view(&self) -> LedgerView<'_> {
+        LedgerView { reader: self.reader(), recent: &self.recent, error: RefCell::new(None) }
     }
+}
 
+impl LedgerView<'_> {
     /// The first error that a read met.
     pub fn finish(self) -> Result<(), DatabaseError> {
         self.error.into_inner().map_or(Ok(()), Err)
@@ -43,19 +47,19 @@ impl<'a> LedgerView<'a> {
 
 impl View for LedgerView<'_> {
     fn utxo(&self, outpoint: &OutPoint) -> Option<Utxo> {
-        self.latch(|| self.reader.utxo(outpoint))
+        self.latch(|| self.recent.utxo(&self.reader, outpoint))
     }
 
     fn settled(&self, txid: &Txid) -> Option<Settled> {
-        self.latch(|| self.reader.settled(txid))
+        self.latch(|| self.recent.settled(&self.reader, txid))
     }
 
     fn is_settled(&self, txid: &Txid) -> bool {
-        self.latch(|| self.reader.is_final(txid).map(Some)).unwrap_or(true)
+        self.latch(|| self.recent.settled(&self.reader, txid).map(|settled| Some(settled.is_some()))).unwrap_or(true)
     }
 
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
-        self.latch(|| Ok(self.reader.finalized(txid)?.map(|(transaction, _)| Arc::new(transaction))))
+        self.latch(|| self.recent.body(&self.reader, txid))
     }
 
     fn confirmed(&self, txid: &Txid) -> Option<Height> {
@@ -63,7 +67,7 @@ impl View for LedgerView<'_> {
     }
 
     fn dead(&self, txid: &Txid) -> Option<Dead> {
-        self.latch(|| self.reader.dead(txid))
+        self.latch(|| self.recent.dead(&self.reader, txid))
     }
 
     fn is_fenced(&self, outpoint: &OutPoint) -> bool {

@@ -24,8 +24,8 @@ use crate::consensus::{
     Vote, Voting, sign_batch,
 };
 use crate::db::{
-    ChangeEvents, CommitBatch, Database, DatabaseError, Durable, LedgerView, Opened, Owner, PruneBatch, Reader,
-    Subscription, SubscriptionKey,
+    ChangeEvents, CommitBatch, Database, DatabaseError, Durable, Opened, Owner, PruneBatch, Reader, Subscription,
+    SubscriptionKey,
 };
 use crate::limits::{
     LEDGER_QUEUE, MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, VERIFY_QUEUE,
@@ -426,7 +426,7 @@ impl Ledger {
     /// One batch: decide, commit, and let it leave.
     fn process(&mut self, work: Vec<Work>) -> Result<(), Stop> {
         let now = self.now();
-        let view = LedgerView::new(&self.reader);
+        let view = self.database.view();
         let mut step = Step::new(now, &view);
         let mut subscriptions = Subscriptions::default();
         if let Some(ballot) = self.ballot.take() {

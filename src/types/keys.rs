@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroizing;
 
 use super::hash::{ParseHexError, fixed_bytes, parse_hex};
 
@@ -29,40 +29,40 @@ impl PublicKey {
     }
 }
 
-/// A secret key: the 32-byte seed of RFC 8032. Wiped when dropped, never printed.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey([u8; 32]);
+/// A secret key: the 32-byte seed of RFC 8032, with what follows from it. Wiped when dropped,
+/// never printed.
+#[derive(Clone)]
+pub struct SecretKey(Box<Zeroizing<ed25519_zebra::SigningKey>>);
 
 impl SecretKey {
     /// The key of a seed.
-    pub const fn from_seed(seed: [u8; 32]) -> Self {
-        Self(seed)
+    pub fn from_seed(seed: [u8; 32]) -> Self {
+        Self(Box::new(Zeroizing::new(seed.into())))
     }
 
     /// A new key from the operating system's randomness.
     pub fn generate() -> Self {
-        Self(rand::random())
+        Self::from_seed(rand::random())
     }
 
     /// The key whose seed this lower-case hex is.
     pub fn from_hex(text: &str) -> Result<Self, ParseHexError> {
-        parse_hex(text).map(Self)
+        parse_hex(text).map(Self::from_seed)
     }
 
     /// The seed in hex, for a key file. Keep it where nobody else reads.
-    pub fn to_hex(&self) -> zeroize::Zeroizing<String> {
-        zeroize::Zeroizing::new(hex::encode(self.0))
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(hex::encode(self.0.as_ref()))
     }
 
     /// The public half.
     pub fn public_key(&self) -> PublicKey {
-        let key = ed25519_zebra::SigningKey::from(self.0);
-        PublicKey(ed25519_zebra::VerificationKey::from(&key).into())
+        PublicKey(ed25519_zebra::VerificationKeyBytes::from(&**self.0).into())
     }
 
     /// Signs with RFC 8032's deterministic nonce.
     pub fn sign(&self, message: &[u8]) -> Signature {
-        Signature(ed25519_zebra::SigningKey::from(self.0).sign(message).to_bytes())
+        Signature(self.0.sign(message).to_bytes())
     }
 }
 

@@ -296,6 +296,17 @@ impl Book {
         ensure!(row == written || gone, "{outpoint} is {row:?} in the database and was written as {written:?}");
     }
 
+    /// Whether anything of these changes, which are not in the book, is in the database.
+    pub fn lacks_what_is_there(&self, reader: &Reader, changes: &Changes) -> bool {
+        let is_noted = |txid| reader.is_in_flight(txid).is_ok_and(|noted| noted) && !self.in_flight.contains_key(txid);
+        let is_kept = |(txid, kind): &(Txid, VoteKind)| {
+            let stored = reader.certificate(txid, *kind).expect("a certificate is read");
+            stored.is_some() && !self.certificates.contains_key(&(*txid, *kind == VoteKind::Abort))
+        };
+        let has_grown = reader.durable_head().sequence > self.sequence;
+        has_grown || changes.in_flight.keys().any(is_noted) || changes.certificates.keys().any(is_kept)
+    }
+
     /// A start finds exactly what was durable.
     pub fn check_recovered(&self, reader: &Reader, recovered: &RecoveredState) {
         let rows: Vec<_> = recovered.in_flight.iter().map(|r| r.in_flight.transaction.txid()).collect();

@@ -149,9 +149,14 @@ impl Member {
         if !self.honest {
             return None;
         }
-        // Each start of a member that must not vote writes that down.
+        // Each start of a member that must not vote writes that down, so its head does not say.
         if self.is_rolled_back {
+            let happened = unsure.filter(|changes| self.book.lacks_what_is_there(reader, changes));
+            if let Some(changes) = &happened {
+                self.book.enter(changes);
+            }
             self.book.commit = head.commit;
+            return happened;
         }
         match (head.commit.checked_sub(self.book.commit), unsure) {
             (Some(0), _) => None,

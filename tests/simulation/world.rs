@@ -11,7 +11,7 @@ use time_masternode::consensus::{
     Action, Certificate, CheckedBlock, CheckedCertificate, ConsensusMessage, Event, FenceState, MemberBatch,
     MemberIndex, Now, Progress, SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
 };
-use time_masternode::db::{CommitBatch, DiskImage, LedgerView, MemoryDisk};
+use time_masternode::db::{CommitBatch, DiskImage, MemoryDisk};
 use time_masternode::types::{
     BlockHash, ConsensusStep, DecidedBlock, OutPoint, Signature, Transaction, Txid, UTXOState,
 };
@@ -499,7 +499,7 @@ impl World {
         let Some(began_ms) = self.members[i].process.as_ref().map(|process| process.began_ms) else { return };
         let now = self.clock(i, began_ms);
         let Some(process) = &mut self.members[i].process else { return };
-        let view = LedgerView::new(&process.reader);
+        let view = process.database.view();
         let mut step = Step::new(now, &view);
         let machine = &mut process.machine;
         if let Some(ballot) = process.ballot.take() {

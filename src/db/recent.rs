@@ -1,0 +1,199 @@
+//! What the ledger thread wrote or looked for lately, in memory.
+//!
+//! A payment is looked at a dozen times between its coming and its block: by copies of its
+//! body, by votes, by the proposals and the execution of a block. Only the first look at a
+//! coin, or at a transaction that nobody knows, has to go to the trees. What is remembered
+//! is bounded, the oldest is forgotten first, and whatever is not here is read from the
+//! trees, so nothing depends on it but speed. A test build reads both and compares.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::DatabaseError;
+use super::codec::RowChange;
+use super::schema::{TreeId, parse_outpoint_key};
+use super::store::Reader;
+use crate::consensus::{Changes, Dead, Settled, Utxo};
+use crate::limits::{MAX_RECENT_OUTPUTS, MAX_RECENT_PLACES};
+use crate::types::{OutPoint, Transaction, Txid};
+
+/// A map that forgets what came first when it weighs too much.
+#[derive(Debug)]
+struct Bounded<K, V> {
+    values: HashMap<K, (V, usize)>,
+    order: VecDeque<K>,
+    weight: usize,
+    most: usize,
+}
+
+impl<K: Hash + Eq + Copy, V> Bounded<K, V> {
+    fn new(most: usize) -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new(), weight: 0, most }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.values.get(key).map(|(value, _)| value)
+    }
+
+    fn insert(&mut self, key: K, value: V, weight: usize) {
+        self.weight += weight;
+        match self.values.insert(key, (value, weight)) {
+            Some((_, before)) => self.weight -= before,
+            None => self.order.push_back(key),
+        }
+        while self.weight > self.most || self.order.len() > self.most {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &K) {
+        if let Some((_, weight)) = self.values.remove(key) {
+            self.weight -= weight;
+        }
+    }
+}
+
+/// What has become of a transaction.
+#[derive(Debug, Clone)]
+enum Fate {
+    /// It is neither settled nor dead.
+    Open,
+    Settled {
+        settled: Settled,
+        body: Option<Arc<Transaction>>,
+    },
+    Dead(Dead),
+}
+
+#[derive(Debug)]
+struct Tables {
+    outputs: Bounded<OutPoint, Option<Utxo>>,
+    fates: Bounded<Txid, Fate>,
+}
+
+/// What is remembered. Belongs to the writer; readers of other threads never see it.
+#[derive(Debug)]
+pub(super) struct Recent(RefCell<Tables>);
+
+impl Recent {
+    pub(super) fn new() -> Self {
+        let outputs = Bounded::new(MAX_RECENT_OUTPUTS);
+        Self(RefCell::new(Tables { outputs, fates: Bounded::new(MAX_RECENT_PLACES) }))
+    }
+
+    /// Takes in what has just been applied.
+    pub(super) fn follow(&mut self, changes: &Changes, rows: &[RowChange]) {
+        let Tables { outputs, fates } = self.0.get_mut();
+        for (outpoint, utxo) in &changes.utxos {
+            outputs.insert(*outpoint, Some(*utxo), 1);
+        }
+        for (txid, finalized) in &changes.finalized {
+            let body = Arc::clone(&finalized.transaction);
+            let weight = weight(&body);
+            fates.insert(*txid, Fate::Settled { settled: finalized.settled, body: Some(body) }, weight);
+        }
+        for (txid, dead) in &changes.dead {
+            fates.insert(*txid, Fate::Dead(*dead), 1);
+        }
+        // What was pruned.
+        for row in rows.iter().filter(|row| row.tree == TreeId::Utxos && row.value.is_none()) {
+            if let Some(outpoint) = parse_outpoint_key(&row.key) {
+                outputs.remove(&outpoint);
+            }
+        }
+    }
+
+    pub(super) fn utxo(&self, reader: &Reader, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
+        if let Some(known) = self.0.borrow().outputs.get(outpoint) {
+            debug_assert_eq!(*known, reader.utxo(outpoint)?, "{outpoint:?}");
+            return Ok(*known);
+        }
+        let utxo = reader.utxo(outpoint)?;
+        self.0.borrow_mut().outputs.insert(*outpoint, utxo, 1);
+        Ok(utxo)
+    }
+
+    fn fate(&self, reader: &Reader, txid: &Txid) -> Result<Fate, DatabaseError> {
+        if let Some(known) = self.0.borrow().fates.get(txid) {
+            #[cfg(debug_assertions)]
+            match known {
+                Fate::Settled { settled, .. } => assert_eq!(Some(*settled), reader.settled(txid)?, "{txid}"),
+                Fate::Dead(dead) => assert_eq!(Some(*dead), reader.dead(txid)?, "{txid}"),
+                Fate::Open => assert!(!reader.is_final(txid)? && reader.dead(txid)?.is_none(), "{txid}"),
+            }
+            return Ok(known.clone());
+        }
+        let fate = match (reader.settled(txid)?, reader.dead(txid)?) {
+            (Some(settled), _) => Fate::Settled { settled, body: None },
+            (None, Some(dead)) => Fate::Dead(dead),
+            (None, None) => Fate::Open,
+        };
+        self.0.borrow_mut().fates.insert(*txid, fate.clone(), 1);
+        Ok(fate)
+    }
+
+    pub(super) fn settled(&self, reader: &Reader, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
+        Ok(match self.fate(reader, txid)? {
+            Fate::Settled { settled, .. } => Some(settled),
+            Fate::Open | Fate::Dead(_) => None,
+        })
+    }
+
+    pub(super) fn dead(&self, reader: &Reader, txid: &Txid) -> Result<Option<Dead>, DatabaseError> {
+        Ok(match self.fate(reader, txid)? {
+            Fate::Dead(dead) => Some(dead),
+            Fate::Open | Fate::Settled { .. } => None,
+        })
+    }
+
+    pub(super) fn body(&self, reader: &Reader, txid: &Txid) -> Result<Option<Arc<Transaction>>, DatabaseError> {
+        match self.fate(reader, txid)? {
+            Fate::Settled { body: Some(body), .. } => return Ok(Some(body)),
+            Fate::Settled { body: None, .. } => {}
+            Fate::Open | Fate::Dead(_) => return Ok(None),
+        }
+        let Some((body, settled)) = reader.finalized(txid)? else { return Ok(None) };
+        let body = Arc::new(body);
+        let fate = Fate::Settled { settled, body: Some(Arc::clone(&body)) };
+        self.0.borrow_mut().fates.insert(*txid, fate, weight(&body));
+        Ok(Some(body))
+    }
+}
+
+fn weight(body: &Transaction) -> usize {
+    1 + body.inputs().len() + body.outputs().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_is_forgotten_when_it_weighs_too_much() {
+        let mut bounded = Bounded::new(10);
+        for key in 0..5 {
+            bounded.insert(key, key, 2);
+        }
+        bounded.insert(1, 7, 3);
+        assert_eq!((bounded.get(&0), bounded.get(&1), bounded.weight), (None, Some(&7), 9));
+        bounded.remove(&1);
+        bounded.insert(9, 9, 4);
+        assert_eq!((bounded.get(&1), bounded.weight), (None, 10));
+        // What weighs more than everything is not kept either.
+        bounded.insert(8, 8, 11);
+        assert_eq!((bounded.values.len(), bounded.weight, bounded.order.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn keys_that_come_and_go_do_not_pile_up() {
+        let mut bounded = Bounded::new(4);
+        for key in 0..100 {
+            bounded.insert(key, key, 1);
+            bounded.remove(&key);
+        }
+        assert!(bounded.order.len() <= 4);
+    }
+}
