@@ -214,6 +214,7 @@ fn open_sled<T>(
 ) -> Result<(sled::Db, T), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
     remove_stale_snapshots(&path)?;
+    remove_unborn_configuration(data_dir)?;
     let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let db = open_patiently(&config, &path)?;
@@ -281,6 +282,17 @@ fn remove_stale_snapshots(path: &Path) -> Result<(), DatabaseError> {
     Ok(())
 }
 
+/// sled writes its configuration before its file, and not at once. What was cut off there is
+/// the configuration of nothing, and sled would call it damaged for ever.
+fn remove_unborn_configuration(data_dir: &Path) -> Result<(), DatabaseError> {
+    let is_empty = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len()) == 0;
+    let configuration = data_dir.join(DATABASE_DIR).join("conf");
+    if is_empty(&sled_file(data_dir)) && configuration.exists() {
+        std::fs::remove_file(&configuration).map_err(DatabaseError::io("removing a half-written configuration"))?;
+    }
+    Ok(())
+}
+
 /// sled never syncs the names of its files, nor `conf`.
 fn sync_names(data_dir: &Path) -> Result<(), DatabaseError> {
     let path = data_dir.join(DATABASE_DIR);
@@ -307,5 +319,21 @@ pub(super) fn schema_check(trees: &Trees) -> Result<Option<u32>, DatabaseError> 
     match found {
         Some(found) if found > SCHEMA_VERSION => Err(DatabaseError::NewerSchema { found, known: SCHEMA_VERSION }),
         found => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_was_cut_off_before_there_was_a_database_harms_nothing() {
+        for beginning in ["", "segment_size: 524", "segment_size: 524288\nuse_compression: false\nversion: 0.34\n"] {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::create_dir(directory.path().join(DATABASE_DIR)).unwrap();
+            std::fs::write(directory.path().join(DATABASE_DIR).join("conf"), beginning).unwrap();
+            drop(Storage::open(directory.path(), 1 << 20).unwrap());
+            drop(Storage::open(directory.path(), 1 << 20).unwrap());
+        }
     }
 }
