@@ -107,17 +107,10 @@ pub(super) fn get_record<T: DeserializeOwned>(tree: &Tree, id: TreeId, key: &[u8
     decode(id, &whole).map(Some)
 }
 
-/// Reads the beginning of the record at `key`; it has to be in the first row.
-pub(super) fn get_record_head<T: DeserializeOwned>(
-    tree: &Tree,
-    id: TreeId,
-    key: &[u8],
-) -> Result<Option<T>, DatabaseError> {
-    use bincode::Options;
-    let Some(first) = tree.get(part_key(key, 0))? else { return Ok(None) };
-    let (_, bytes) = split_row(id, &first)?;
-    let head = bincode::DefaultOptions::new().with_fixint_encoding().allow_trailing_bytes().deserialize(bytes);
-    head.map(Some).map_err(|e| DatabaseError::corrupt(id.name(), e))
+/// A row's key taken apart: the record's key, and which of its rows it is.
+pub(super) fn split_row_key(key: &[u8]) -> Option<(&[u8], u16)> {
+    let (base, part) = key.split_last_chunk::<2>()?;
+    Some((base, u16::from_be_bytes(*part)))
 }
 
 /// All records of a tree in order of key, without their part numbers.
@@ -141,10 +134,7 @@ pub(super) fn records_within<T: DeserializeOwned>(
             Ok((key, _)) => key,
             Err(error) => return Some(Err(error)),
         };
-        let (base, part) = key.split_last_chunk::<2>()?;
-        if *part != [0, 0] {
-            return None;
-        }
+        let (base, _) = split_row_key(&key).filter(|(_, part)| *part == 0)?;
         let record = get_record(&source, id, base).transpose()?;
         Some(record.map(|value| (base.to_vec(), value)))
     })

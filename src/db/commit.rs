@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
-use super::flight::stored_final;
+use super::finals::put_final;
 use super::guard::Stamp;
 use super::prune::PruneBatch;
 use super::schema::{
-    StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta,
-    outpoint_key,
+    StoredBody, StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key,
+    agreement_key, meta, outpoint_key,
 };
 use super::store::{Database, DurableHead};
 use crate::consensus::{Changes, LogEntry, Suspension, Utxo};
@@ -180,6 +180,7 @@ impl Database {
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         (self.head, self.kept) = (head, kept);
+        self.next_body += batch.changes.finalized.len() as u64;
         let height = batch.changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
         self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height });
         Ok(Durable::new(outgoing))
@@ -190,8 +191,8 @@ impl Database {
         let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
         output_rows(&mut rows, changes)?;
         self.flight_rows.write(&mut rows, changes, commit)?;
-        for (txid, finalized) in &changes.finalized {
-            put_record(&mut rows, TreeId::Transactions, txid.as_bytes(), &stored_final(finalized))?;
+        for (number, (txid, finalized)) in (self.next_body..).zip(&changes.finalized) {
+            put_final(&mut rows, number, txid, finalized.settled, &StoredBody::new(finalized))?;
         }
         self.chain_rows(&mut rows, changes)?;
         log_rows(&mut rows, changes, self.head.sequence + 1)?;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use super::DatabaseError;
 use super::codec::{RowChange, put_record, record_parts, records, remove_record};
-use super::schema::{StoredFinal, StoredInFlight, TreeId};
+use super::finals::is_final;
+use super::schema::{StoredInFlight, TreeId};
 use super::store::Trees;
 use crate::consensus::{Certificate, Changes, InFlight, Recovered, Vote, VoteKind};
 use crate::types::{OutPoint, Transaction, Txid, UTXOState, UnixSeconds};
@@ -188,8 +189,7 @@ impl FlightTable {
 }
 
 fn has_ended(trees: &Trees, txid: &Txid) -> Result<bool, DatabaseError> {
-    let settled = record_parts(trees.get(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())? > 0;
-    Ok(settled || trees.get(TreeId::Dead).get(txid.as_bytes())?.is_some())
+    Ok(is_final(trees, txid)? || trees.get(TreeId::Dead).get(txid.as_bytes())?.is_some())
 }
 
 fn commit_of(tree: TreeId, key: &[u8]) -> Result<u64, DatabaseError> {
@@ -285,14 +285,5 @@ impl FlightRows {
             }
         }
         Ok(())
-    }
-}
-
-/// What is kept of a settled transaction, with its proof.
-pub(super) fn stored_final(finalized: &crate::consensus::Finalized) -> StoredFinal {
-    StoredFinal {
-        settled: finalized.settled,
-        transaction: super::schema::StoredTransaction::new(&finalized.transaction),
-        proof: finalized.certificate.as_ref().map(|certificate| certificate.as_ref().clone()),
     }
 }

@@ -36,6 +36,7 @@ mod commit;
 mod engine;
 mod export;
 mod fence;
+mod finals;
 mod flight;
 pub mod guard;
 mod held;
@@ -63,10 +64,15 @@ mod m0001_initial;
 mod m0002_blocks;
 #[path = "../../migrations/m0003_fence.rs"]
 mod m0003_fence;
+#[path = "../../migrations/m0004_bodies.rs"]
+mod m0004_bodies;
 
 /// A row as a frozen migration spells it out: the tree's name, key, and value; none removes
 /// it.
 pub(crate) type FrozenRow = (&'static str, Vec<u8>, Option<Vec<u8>>);
+
+/// All rows of a tree as a migration reads them, in order of key.
+pub(crate) type FrozenRows = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
 
 pub use crate::consensus::LogEntry;
 pub use backup::{PutInPlace, backup, restore};

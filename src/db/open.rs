@@ -14,7 +14,7 @@ use super::guard::{Guard, Stamp, sync_directory};
 use super::held::{Held, Nudge};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
 use super::store::Trees;
-use super::{DatabaseError, FrozenRow, switch};
+use super::{DatabaseError, FrozenRow, FrozenRows, switch};
 use crate::consensus::FenceState;
 use crate::types::{Genesis, PublicKey};
 
@@ -101,6 +101,7 @@ impl Storage {
             let rows = match schema {
                 1 => super::m0002_blocks::rows(genesis),
                 2 => self.rows_of_schema_3()?,
+                3 => self.rows_of_schema_4()?,
                 _ => return Err(DatabaseError::corrupt("meta", format!("there never was a schema {schema}"))),
             };
             tracing::info!(from = schema, "migrating the database");
@@ -110,15 +111,19 @@ impl Storage {
     }
 
     fn rows_of_schema_3(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
-        let read = |tree: &'static str| {
-            let id = TreeId::named(tree).ok_or_else(|| DatabaseError::corrupt(tree, "there is no such tree"))?;
-            let row = |row: Result<(sled::IVec, sled::IVec), DatabaseError>| {
-                row.map(|(key, value)| (key.to_vec(), value.to_vec()))
-            };
-            self.trees.get(id).iter().map(row).collect::<Result<_, _>>()
-        };
-        let rows = super::m0003_fence::rows(read)?;
+        let rows = super::m0003_fence::rows(|tree| self.all_rows(tree))?;
         rows.ok_or_else(|| DatabaseError::corrupt("locks", "a row that schema 2 never wrote"))
+    }
+
+    fn rows_of_schema_4(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
+        let rows = super::m0004_bodies::rows(self.all_rows("transactions")?);
+        rows.ok_or_else(|| DatabaseError::corrupt("transactions", "a row that schema 3 never wrote"))
+    }
+
+    /// All rows of a tree, for a migration.
+    fn all_rows(&self, tree: &'static str) -> Result<FrozenRows, DatabaseError> {
+        let id = TreeId::named(tree).ok_or_else(|| DatabaseError::corrupt(tree, "there is no such tree"))?;
+        self.trees.get(id).iter().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
     }
 
     /// Fills a new database: the genesis, then the stamp that says it is whole. Until that
@@ -287,7 +292,7 @@ fn remove_stale_snapshots(path: &Path) -> Result<(), DatabaseError> {
 fn remove_unborn_configuration(data_dir: &Path) -> Result<(), DatabaseError> {
     let is_empty = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len()) == 0;
     let configuration = data_dir.join(DATABASE_DIR).join("conf");
-    if is_empty(&sled_file(data_dir)) && configuration.exists() {
+    if is_empty(&sled_file(data_dir)) && configuration.is_file() {
         std::fs::remove_file(&configuration).map_err(DatabaseError::io("removing a half-written configuration"))?;
     }
     Ok(())

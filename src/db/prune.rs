@@ -10,11 +10,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use super::codec::{RowChange, decode, encode, put_record, record_parts, remove_record};
-use super::schema::{StoredFinal, TreeId, meta, outpoint_key};
+use super::codec::{RowChange, decode, encode};
+use super::finals::replace_body;
+use super::schema::{StoredBody, StoredFinal, TreeId, meta, outpoint_key};
 use super::store::{Reader, sequence_of};
 use crate::consensus::LogEntry;
-use crate::types::{Height, Txid};
+use crate::types::Height;
 
 /// Rows of the log that are looked through for the next block that is done.
 const MAX_LOG_ROWS_AHEAD: usize = 65_536;
@@ -71,7 +72,7 @@ impl Reader {
                     break;
                 }
                 if let Some(stored) = self.stored_final(txid)? {
-                    self.forget_spent(&mut rows, txid, stored)?;
+                    self.forget_spent(&mut rows, stored)?;
                 }
                 pruned.entries += 1;
             }
@@ -84,16 +85,13 @@ impl Reader {
     }
 
     /// The proof of a transaction whose block proves it, and what it has spent.
-    fn forget_spent(&self, rows: &mut Vec<RowChange>, txid: &Txid, stored: StoredFinal) -> Result<(), DatabaseError> {
-        let proved = stored.proof.is_some();
-        let stored = StoredFinal { proof: None, ..stored };
-        let transaction = stored.transaction.clone().into_transaction();
-        if proved {
-            let old = record_parts(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())?;
-            remove_record(rows, TreeId::Transactions, txid.as_bytes(), old);
-            put_record(rows, TreeId::Transactions, txid.as_bytes(), &stored)?;
+    fn forget_spent(&self, rows: &mut Vec<RowChange>, stored: StoredFinal) -> Result<(), DatabaseError> {
+        let StoredFinal { number, transaction, proof, .. } = stored;
+        if proof.is_some() {
+            let body = StoredBody { transaction: transaction.clone(), proof: None };
+            replace_body(&self.shared.trees, rows, number, &body)?;
         }
-        rows.extend(transaction.spends().map(|outpoint| RowChange {
+        rows.extend(transaction.into_transaction().spends().map(|outpoint| RowChange {
             tree: TreeId::Utxos,
             key: outpoint_key(&outpoint).to_vec(),
             value: None,

@@ -8,6 +8,7 @@ use super::DatabaseError;
 use super::codec::{record_parts, records};
 use super::commit::{CommitBatch, UnconfirmedRows, finalized_by};
 use super::engine::MemoryDisk;
+use super::finals::next_number;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::kept::Kept;
@@ -142,8 +143,10 @@ impl Database {
         let shared = Arc::new(Shared::new(trees, network, &head, tip.height, flights));
         let unconfirmed = UnconfirmedRows::default();
         let kept = Kept::read(&shared.trees)?;
+        let next_body = next_number(shared.trees.get(TreeId::Bodies))?;
         let recent = Recent::new();
-        let mut database = Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, recent, shared };
+        let mut database =
+            Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, next_body, recent, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
         if !tolerant {

@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use crate::consensus::{Certificate, ChainTip, InFlight, Settled};
+use crate::consensus::{Certificate, ChainTip, Finalized, InFlight, Settled};
 use crate::types::{
     Address, Amount, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
     UnixSeconds, UtxoDigest, tagged_hash,
 };
 
 /// The schema that this program writes. A database of an older one is migrated first.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// The trees, by the index that commits use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,10 +30,11 @@ pub(super) enum TreeId {
     Dead,
     Agreement,
     Fence,
+    Bodies,
 }
 
 impl TreeId {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Meta,
         Self::Utxos,
         Self::Addresses,
@@ -48,6 +49,7 @@ impl TreeId {
         Self::Dead,
         Self::Agreement,
         Self::Fence,
+        Self::Bodies,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -66,6 +68,7 @@ impl TreeId {
             Self::Dead => "dead",
             Self::Agreement => "agreement",
             Self::Fence => "fence",
+            Self::Bodies => "bodies",
         }
     }
 
@@ -159,13 +162,35 @@ impl StoredInFlight {
     }
 }
 
-/// A record of `transactions`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct StoredFinal {
-    /// First, so that it can be read alone.
+/// A row of `transactions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredSettled {
     pub(super) settled: Settled,
+    /// Under which number its body stands.
+    pub(super) number: u64,
+}
+
+/// A record of `bodies`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredBody {
     pub(super) transaction: StoredTransaction,
     /// F(T), where it was not a block that settled it, and until it is pruned.
+    pub(super) proof: Option<Certificate>,
+}
+
+impl StoredBody {
+    pub(super) fn new(finalized: &Finalized) -> Self {
+        let proof = finalized.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
+        Self { transaction: StoredTransaction::new(&finalized.transaction), proof }
+    }
+}
+
+/// A settled transaction, put together from both.
+#[derive(Debug, Clone)]
+pub(super) struct StoredFinal {
+    pub(super) settled: Settled,
+    pub(super) number: u64,
+    pub(super) transaction: StoredTransaction,
     pub(super) proof: Option<Certificate>,
 }
 

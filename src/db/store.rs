@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::DatabaseError;
-use super::codec::{decode, get_record, get_record_head, record_parts, records};
+use super::codec::{decode, get_record, records};
 use super::commit::{Durable, UnconfirmedRows, finalized_by};
 use super::engine::{Engine, Tree};
+use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
 use super::recent::Recent;
@@ -146,6 +147,8 @@ pub struct Database {
     /// The rows of the agreement's log, with their parts.
     pub(super) agreement_rows: Vec<([u8; 12], u16)>,
     pub(super) kept: Kept,
+    /// The number of the next settled transaction's body.
+    pub(super) next_body: u64,
     pub(super) recent: Recent,
     pub(super) shared: Arc<Shared>,
 }
@@ -280,12 +283,12 @@ impl Reader {
     }
 
     pub(super) fn stored_final(&self, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
-        get_record(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())
+        finals::get_final(&self.shared.trees, txid)
     }
 
     /// The summary of a final transaction.
     pub fn settled(&self, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
-        get_record_head(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())
+        Ok(finals::get_settled(&self.shared.trees, txid)?.map(|stored| stored.settled))
     }
 
     /// A final transaction.
@@ -379,7 +382,7 @@ impl Reader {
 
     /// Whether a transaction is final here; cheaper than reading it.
     pub fn is_final(&self, txid: &Txid) -> Result<bool, DatabaseError> {
-        Ok(record_parts(self.tree(TreeId::Transactions), TreeId::Transactions, txid.as_bytes())? > 0)
+        finals::is_final(&self.shared.trees, txid)
     }
 
     /// Whether a transaction is in flight here; cheaper than reading it.

@@ -1,8 +1,9 @@
 //! Blocks and settled transactions of an export.
 
 use super::super::DatabaseError;
-use super::super::codec::{RowChange, encode, put_record, record_parts};
-use super::super::schema::{StoredConfirmed, StoredFinal, StoredTransaction, TreeId, outpoint_key};
+use super::super::codec::{RowChange, encode, put_record};
+use super::super::finals::{is_final, put_final};
+use super::super::schema::{StoredBody, StoredConfirmed, StoredTransaction, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
 use super::{ImportFault, SettledRecord};
 use crate::consensus::{Certificate, CheckedBlock, Rejection, Signable, SignedTransaction, Utxo, VoteKind, check_form};
@@ -105,8 +106,9 @@ impl Import<'_> {
             // What is in a block is proved by the block.
             self.check_certificate(&txid, certificate, height.is_none())?;
         }
-        let stored = StoredFinal { settled, transaction: StoredTransaction::new(&transaction), proof: certificate };
-        put_record(&mut self.rows, TreeId::Transactions, txid.as_bytes(), &stored)?;
+        let body = StoredBody { transaction: StoredTransaction::new(&transaction), proof: certificate };
+        put_final(&mut self.rows, self.next_body, &txid, settled, &body)?;
+        self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
         let complete = |open: &OpenBlock| open.come == open.decided.block.transactions.len();
         if self.open.as_ref().is_some_and(complete) { self.close_block() } else { Ok(()) }
@@ -190,8 +192,7 @@ impl Import<'_> {
     }
 
     pub(super) fn is_settled(&self, txid: &Txid) -> Result<bool, DatabaseError> {
-        let tree = self.storage.trees.get(TreeId::Transactions);
-        Ok(self.recent.contains_key(txid) || record_parts(tree, TreeId::Transactions, txid.as_bytes())? > 0)
+        Ok(self.recent.contains_key(txid) || is_final(&self.storage.trees, txid)?)
     }
 
     /// A certificate has to be that of its transaction, and its signatures, if that is asked

@@ -14,11 +14,12 @@ use super::super::DatabaseError;
 use super::super::backup::{PutInPlace, fence_and_put};
 use super::super::codec::{RowChange, decode, encode};
 use super::super::commit::log_rows;
+use super::super::finals::get_final;
 use super::super::guard::{Agreement, Stamp};
 use super::super::inspect::Condition;
 use super::super::open::Storage;
 use super::super::prune::Pruned;
-use super::super::schema::{Head, SCHEMA_VERSION, StoredFinal, StoredNetwork, StoredTip, TreeId, meta, outpoint_key};
+use super::super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta, outpoint_key};
 use super::super::switch::Building;
 use super::super::watcher::{Watcher, watched};
 use super::chain::OpenBlock;
@@ -94,6 +95,8 @@ pub(super) struct Import<'a> {
     pub(super) rows: Vec<RowChange>,
     /// What the rows that have not been written yet are about.
     pub(super) recent: HashMap<Txid, Recent>,
+    /// The number of the next settled transaction's body.
+    pub(super) next_body: u64,
     pub(super) seal: Seal,
     pub(super) tip: ChainTip,
     /// A block some of whose transactions have not come yet.
@@ -148,6 +151,7 @@ pub fn import(
         header,
         rows: Vec::new(),
         recent: HashMap::new(),
+        next_body: 0,
         seal: Seal::default(),
         tip: ChainTip::of_genesis(genesis),
         open: None,
@@ -263,8 +267,7 @@ impl Import<'_> {
 
     /// The body of a settled transaction that has been written.
     pub(super) fn body(&self, txid: &Txid) -> Result<Option<Transaction>, DatabaseError> {
-        let tree = self.storage.trees.get(TreeId::Transactions);
-        let stored = super::super::codec::get_record::<StoredFinal>(tree, TreeId::Transactions, txid.as_bytes())?;
+        let stored = get_final(&self.storage.trees, txid)?;
         Ok(stored.map(|stored| stored.transaction.into_transaction()))
     }
 

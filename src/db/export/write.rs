@@ -6,7 +6,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::super::DatabaseError;
-use super::super::codec::{decode, get_record, records};
+use super::super::codec::{decode, records};
 use super::super::inspect::Trees as InspectTrees;
 use super::super::schema::{StoredFinal, StoredNetwork, Subscription, TreeId, parse_outpoint_key};
 use super::super::store::Reader;
@@ -116,10 +116,9 @@ impl Export<'_> {
     }
 
     fn settled(&self, txid: &Txid, height: Option<Height>) -> Result<SettledRecord, DatabaseError> {
-        let tree = self.reader.tree(TreeId::Transactions);
-        let stored: Option<StoredFinal> = get_record(tree, TreeId::Transactions, txid.as_bytes())?;
+        let stored = self.reader.stored_final(txid)?;
         let missing = || DatabaseError::corrupt("transactions", format!("the body of {txid} is missing"));
-        let StoredFinal { settled, transaction, proof: certificate } = stored.ok_or_else(missing)?;
+        let StoredFinal { settled, transaction, proof: certificate, .. } = stored.ok_or_else(missing)?;
         let transaction = transaction.into_transaction().to_raw();
         let confirmed_at = self.reader.stored_confirmed(txid)?.map(|confirmed| confirmed.confirmed_at);
         Ok(SettledRecord { transaction, settled, height, confirmed_at, certificate })

@@ -108,7 +108,9 @@ impl Mentions {
                 all.addresses.push(*address);
             }
             Content::Fence(outpoint) => all.place(outpoint),
-            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) => all.body(transaction, network),
+            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) | Content::Body(transaction, _) => {
+                all.body(transaction, network)
+            }
             Content::Votes(votes) => all.txids.extend(votes.iter().map(|vote| vote.txid)),
             Content::Certificate(certificate) => all.txids.push(certificate.txid),
             Content::Change(sequence, entry) => {

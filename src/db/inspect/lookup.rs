@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use super::super::DatabaseError;
-use super::super::codec::get_record;
-use super::super::schema::{StoredFinal, TreeId, address_key, agreement_key, outpoint_key, parse_outpoint_key};
+use super::super::finals::get_final;
+use super::super::schema::{TreeId, address_key, agreement_key, outpoint_key, parse_outpoint_key};
 use super::record::{self, KeyRange, Record};
 use super::{Filter, Row, Trees, filter};
 use crate::consensus::{Utxo, VoteKind};
@@ -104,7 +104,7 @@ impl Trees {
 
     fn walk(&self, id: TreeId, range: KeyRange) -> record::Records {
         let reader = self.reader().ok().flatten();
-        record::walk(self.trees.get(id), id, range, reader.as_ref(), self.network)
+        record::walk(&self.trees, id, range, reader.as_ref(), self.network)
     }
 
     fn selected(&self, found: &mut Found, tree: TreeId, filter: Filter) -> Result<(), DatabaseError> {
@@ -163,9 +163,7 @@ impl Trees {
             let (key, _) = row?;
             places.extend(parse_outpoint_key(&key));
         }
-        let key = txid.as_bytes();
-        let settled = get_record::<StoredFinal>(self.trees.get(TreeId::Transactions), TreeId::Transactions, key);
-        let settled = found.read(settled).map(|stored| stored.transaction.into_transaction());
+        let settled = found.read(get_final(&self.trees, txid)).map(|stored| stored.transaction.into_transaction());
         let in_flight = found.read(self.reader()).and_then(|reader| found.read(reader.in_flight(txid)));
         for body in settled.into_iter().chain(in_flight) {
             places.extend(body.spends());
@@ -218,7 +216,9 @@ fn parse_key(id: TreeId, text: &str) -> Option<Vec<u8>> {
             let address: Address = address.parse().ok()?;
             Some([address.payload().as_slice(), &outpoint(place)?].concat())
         }
-        TreeId::Votes | TreeId::Blocks | TreeId::Changes => Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec()),
+        TreeId::Votes | TreeId::Blocks | TreeId::Changes | TreeId::Bodies => {
+            Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec())
+        }
         TreeId::Certificates => {
             let (txid, kind) = text.split_once(':')?;
             let kind = match kind {

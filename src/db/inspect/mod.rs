@@ -184,7 +184,7 @@ impl Trees {
         let network = self.network;
         // Without it the rows are shown as they lie there; what is in its way shows itself.
         let reader = self.reader().ok().flatten();
-        let records = record::walk(self.trees.get(id), id, self.range(id, &filter)?, reader.as_ref(), network);
+        let records = record::walk(&self.trees, id, self.range(id, &filter)?, reader.as_ref(), network);
         Ok(Some(Box::new(records.filter_map(move |record| match record {
             Ok(record) => filter.admits(&record.content, network).then(|| Ok(record.into_row())),
             Err(error) => Some(Err(error)),

@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::engine::Tree;
+use super::super::finals::with_body;
 use super::super::kept::Kept;
 use super::super::prune::Pruned;
 use super::super::schema::{
-    Head, StoredConfirmed, StoredFinal, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta,
+    Head, StoredBody, StoredConfirmed, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta,
     parse_outpoint_key,
 };
-use super::super::store::{Reader, sequence_of};
+use super::super::store::{Reader, Trees, sequence_of};
 use super::Row;
 use crate::consensus::{AgreementRecord, Certificate, Dead, FenceState, LogEntry, Settled, Utxo, Vote, VoteKind};
 use crate::types::{Address, DecidedBlock, Height, Network, OutPoint, Transaction, Txid, UnixSeconds};
@@ -36,6 +37,7 @@ pub(super) enum Content {
     Votes(Vec<Vote>),
     Certificate(Certificate),
     Settled(Box<Transaction>, Settled, Option<Certificate>),
+    Body(Box<Transaction>, Option<Certificate>),
     Change(u64, LogEntry),
     Subscription(Subscription),
     Block(Box<DecidedBlock>),
@@ -59,6 +61,7 @@ impl Record {
             Content::Settled(transaction, settled, proof) => {
                 json!({ "transaction": transaction.to_raw(), "settled": settled, "proof": proof })
             }
+            Content::Body(transaction, proof) => json!({ "transaction": transaction.to_raw(), "proof": proof }),
             Content::Change(_, entry) => json!(entry),
             Content::Subscription(subscription) => subscription_json(&subscription),
             Content::Block(decided) => json!(decided),
@@ -88,7 +91,8 @@ pub(super) type Records = Box<dyn Iterator<Item = Result<Record, DatabaseError>>
 
 /// Decodes the records of a tree within a range. What an output's state follows from is
 /// looked up with the reader.
-pub(super) fn walk(tree: &Tree, id: TreeId, range: KeyRange, reader: Option<&Reader>, network: Network) -> Records {
+pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&Reader>, network: Network) -> Records {
+    let tree = trees.get(id);
     match id {
         TreeId::Meta => plain(tree, id, range, meta_record),
         TreeId::Utxos => {
@@ -128,8 +132,17 @@ pub(super) fn walk(tree: &Tree, id: TreeId, range: KeyRange, reader: Option<&Rea
             let transaction = stored.transaction.into_transaction();
             (transaction.txid().to_string(), Content::InFlight(Box::new(transaction), stored.locked_at))
         }),
-        TreeId::Transactions => split::<StoredFinal>(tree, id, range, |_, stored| {
-            Content::Settled(Box::new(stored.transaction.into_transaction()), stored.settled, stored.proof)
+        TreeId::Transactions => {
+            let bodies = trees.get(TreeId::Bodies).clone();
+            plain(tree, id, range, move |key, value| {
+                let stored = with_body(&bodies, decode(TreeId::Transactions, value)?)?;
+                let transaction = Box::new(stored.transaction.into_transaction());
+                let key = txid_of(TreeId::Transactions, key)?.to_string();
+                Ok((key, Content::Settled(transaction, stored.settled, stored.proof)))
+            })
+        }
+        TreeId::Bodies => split::<StoredBody>(tree, id, range, |_, stored| {
+            Content::Body(Box::new(stored.transaction.into_transaction()), stored.proof)
         }),
         TreeId::Votes => split::<Vec<Vote>>(tree, id, range, |_, votes| Content::Votes(votes)),
         TreeId::Certificates => spread::<Certificate>(tree, id, range, |certificate| {
@@ -197,7 +210,7 @@ fn number(bytes: &[u8]) -> u64 {
 fn record_key(id: TreeId, key: &[u8]) -> String {
     match id {
         TreeId::Agreement if key.len() == 12 => format!("{}/{}", number(&key[..8]), number(&key[8..])),
-        TreeId::Votes | TreeId::Blocks if key.len() == 8 => number(key).to_string(),
+        TreeId::Votes | TreeId::Blocks | TreeId::Bodies if key.len() == 8 => number(key).to_string(),
         _ => hex::encode(key),
     }
 }

@@ -1,8 +1,10 @@
 //! Outputs, settled transactions, and the sums over them.
 
 use super::super::DatabaseError;
-use super::super::codec::{decode, records};
-use super::super::schema::{StoredFinal, TreeId, address_key, parse_outpoint_key};
+use super::super::codec::{decode, records, split_row_key};
+use super::super::engine::Tree;
+use super::super::finals::with_body;
+use super::super::schema::{TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Dead, SignedTransaction, Verified, VoteKind};
 use crate::types::{Address, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
@@ -93,10 +95,14 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
     let reader = &subject.reader;
     let pruned = reader.pruned()?;
     let mut signed = Vec::new();
-    for record in records::<StoredFinal>(reader.tree(TreeId::Transactions), TreeId::Transactions) {
+    let mut settled = 0;
+    for row in reader.tree(TreeId::Transactions).iter() {
         subject.tell(check);
-        let (key, stored) = match record {
-            Ok(record) => record,
+        let (key, row) = row?;
+        settled += 1;
+        let stored = decode(TreeId::Transactions, &row);
+        let stored = match stored.and_then(|stored| with_body(reader.tree(TreeId::Bodies), stored)) {
+            Ok(stored) => stored,
             Err(error) => {
                 check.find(Damage::Ledger, "transactions", error.to_string());
                 continue;
@@ -138,12 +144,20 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         }
     }
     check_signatures(check, signed);
+    let bodies = records_count(reader.tree(TreeId::Bodies))?;
+    check.ensure(settled == bodies, Damage::Ledger, || "bodies".into(), "some are of no settled transaction");
     if subject.committee.is_none() {
         check.left_out = Some("the members' signatures: the genesis file was not given".into());
     } else if !subject.options.full {
         check.left_out = Some("the owners' signatures: use --full".into());
     }
     Ok(())
+}
+
+/// The number of records of a tree.
+fn records_count(tree: &Tree) -> Result<u64, DatabaseError> {
+    let is_first = |key: &[u8]| split_row_key(key).is_some_and(|(_, part)| part == 0);
+    tree.iter().try_fold(0, |n, row| row.map(|(key, _)| n + u64::from(is_first(&key))))
 }
 
 fn check_signatures(check: &mut Check, signed: Vec<SignedTransaction>) {

@@ -10,7 +10,7 @@ const SPLIT: [(TreeId, Damage); 7] = [
     (TreeId::Votes, Damage::Votes),
     (TreeId::Certificates, Damage::Votes),
     (TreeId::Agreement, Damage::Votes),
-    (TreeId::Transactions, Damage::Ledger),
+    (TreeId::Bodies, Damage::Ledger),
     (TreeId::Blocks, Damage::Ledger),
     (TreeId::Subscriptions, Damage::Derived),
 ];
