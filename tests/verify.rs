@@ -96,7 +96,7 @@ fn unspent_key(db: &sled::Db) -> sled::IVec {
 }
 
 /// Each kind of damage, the invariant that has to name it, and what a repair makes of it.
-const DAMAGES: [(&str, &str, Remedy, Damaged); 18] = [
+const DAMAGES: [(&str, &str, Remedy, Damaged); 19] = [
     ("a coin is gone", "supply", Remedy::Resync, |db| {
         let key = unspent_key(db);
         db.open_tree("utxos").unwrap().remove(key).unwrap();
@@ -125,6 +125,11 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 18] = [
         other[0] ^= 0x55;
         transactions.insert(other, value).unwrap();
     }),
+    ("a body has no transaction", "transactions", Remedy::Resync, |db| {
+        let bodies = db.open_tree("bodies").unwrap();
+        let (_, value) = bodies.first().unwrap().unwrap();
+        bodies.insert([&(1_u64 << 40).to_be_bytes()[..], &[0, 0]].concat(), value).unwrap();
+    }),
     ("a height is gone", "confirmed", Remedy::Resync, |db| remove_first(db, "confirmed")),
     ("something settled is dead", "dead", Remedy::Resync, |db| {
         let txid = first_key(&db.open_tree("confirmed").unwrap());
@@ -140,14 +145,8 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 18] = [
         votes.insert([&u64::MAX.to_be_bytes()[..], &[0, 0]].concat(), value).unwrap();
     }),
     ("a finality proof's signature is damaged", "transactions", Remedy::Resync, |db| {
-        // The last byte of a record with a proof belongs to a vote's Merkle path or signature.
-        let transactions = db.open_tree("transactions").unwrap();
-        let proved = |(_, value): &(sled::IVec, sled::IVec)| value.len() > 600;
-        let (key, value) = transactions.iter().map(Result::unwrap).find(proved).unwrap();
-        let mut value = value.to_vec();
-        let at = value.len() - 40;
-        value[at] ^= 1;
-        transactions.insert(key, value).unwrap();
+        // The number of parts, how it is written, how many batches, the first one's voter; its signature.
+        change_first(db, "proofs", |row| row[2 + 4 + 8 + 32] ^= 1);
     }),
     ("the log has a hole", "changes", Remedy::Resync, |db| {
         let changes = db.open_tree("changes").unwrap();

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
-use super::finals::put_final;
+use super::finals::put_finals;
 use super::guard::Stamp;
 use super::prune::PruneBatch;
 use super::schema::{
-    StoredBody, StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key,
-    agreement_key, meta, outpoint_key,
+    StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta,
+    outpoint_key,
 };
 use super::store::{Database, DurableHead};
 use crate::consensus::{Changes, LogEntry, Suspension, Utxo};
@@ -191,9 +191,7 @@ impl Database {
         let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
         output_rows(&mut rows, changes)?;
         self.flight_rows.write(&mut rows, changes, commit)?;
-        for (number, (txid, finalized)) in (self.next_body..).zip(&changes.finalized) {
-            put_final(&mut rows, number, txid, finalized.settled, &StoredBody::new(finalized))?;
-        }
+        put_finals(&mut rows, self.next_body, changes.finalized.iter())?;
         self.chain_rows(&mut rows, changes)?;
         log_rows(&mut rows, changes, self.head.sequence + 1)?;
         for (key, subscription) in &batch.subscriptions {

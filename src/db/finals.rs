@@ -1,20 +1,46 @@
-//! Settled transactions: a small row under the txid, and the body with its proof under a
+//! Settled transactions: a small row under the txid, the body and the finality proof under a
 //! number that rises.
 //!
 //! A txid is as good as random, so what stands under it goes into a different leaf of its
 //! tree each time, and the larger the rows, the more of the tree has to come through the
 //! cache for it. Bodies and proofs are large. Under a rising number they are always written
 //! at the end of their tree, and what is far back is not touched again before it is pruned.
+//! The proofs of one commit stand together, for they say much the same (see [`super::pack`]),
+//! under the number of the first of them.
 
 use std::ops::Bound;
 
 use super::DatabaseError;
-use super::codec::{RowChange, decode, encode, get_record, put_record, record_parts, remove_record, split_row_key};
+use super::codec::{RowChange, decode, encode, get_record, put_record, split_row_key};
 use super::engine::Tree;
-use super::schema::{StoredBody, StoredFinal, StoredSettled, TreeId};
+use super::pack::StoredCertificates;
+use super::schema::{StoredFinal, StoredSettled, StoredTransaction, TreeId};
 use super::store::Trees;
-use crate::consensus::Settled;
-use crate::types::Txid;
+use crate::consensus::{Certificate, Finalized, Settled};
+use crate::types::{Transaction, Txid};
+
+/// Proofs of one record: reading one makes all of its paths again.
+const PROOFS_IN_RECORD: usize = 64;
+
+/// Writes what one commit settles, with the proofs; the first of them under `number`.
+pub(super) fn put_finals<'a>(
+    rows: &mut Vec<RowChange>,
+    mut number: u64,
+    finals: impl Iterator<Item = (&'a Txid, &'a Finalized)>,
+) -> Result<(), DatabaseError> {
+    let finals: Vec<_> = finals.collect();
+    for together in finals.chunks(PROOFS_IN_RECORD) {
+        let first = number;
+        let mut proofs = Vec::with_capacity(together.len());
+        for (txid, finalized) in together {
+            put_final(rows, number, txid, finalized.settled, &finalized.transaction)?;
+            proofs.extend(finalized.certificate.as_deref().cloned());
+            number += 1;
+        }
+        put_proofs(rows, first, proofs)?;
+    }
+    Ok(())
+}
 
 /// Writes a settled transaction under a number that none has had.
 pub(super) fn put_final(
@@ -22,24 +48,19 @@ pub(super) fn put_final(
     number: u64,
     txid: &Txid,
     settled: Settled,
-    body: &StoredBody,
+    transaction: &Transaction,
 ) -> Result<(), DatabaseError> {
     let value = Some(encode(TreeId::Transactions, &StoredSettled { settled, number })?);
     rows.push(RowChange { tree: TreeId::Transactions, key: txid.as_bytes().to_vec(), value });
-    put_record(rows, TreeId::Bodies, &number.to_be_bytes(), body)
+    put_record(rows, TreeId::Bodies, &number.to_be_bytes(), &StoredTransaction::new(transaction))
 }
 
-/// Writes a body again, with less than it had.
-pub(super) fn replace_body(
-    trees: &Trees,
-    rows: &mut Vec<RowChange>,
-    number: u64,
-    body: &StoredBody,
-) -> Result<(), DatabaseError> {
-    let key = number.to_be_bytes();
-    let old = record_parts(trees.get(TreeId::Bodies), TreeId::Bodies, &key)?;
-    remove_record(rows, TreeId::Bodies, &key, old);
-    put_record(rows, TreeId::Bodies, &key, body)
+/// Writes the proofs of transactions from `first` on, if there are any.
+pub(super) fn put_proofs(rows: &mut Vec<RowChange>, first: u64, proofs: Vec<Certificate>) -> Result<(), DatabaseError> {
+    if proofs.is_empty() {
+        return Ok(());
+    }
+    put_record(rows, TreeId::Proofs, &first.to_be_bytes(), &StoredCertificates::of(proofs))
 }
 
 /// The row under a txid, without its body.
@@ -53,18 +74,17 @@ pub(super) fn is_final(trees: &Trees, txid: &Txid) -> Result<bool, DatabaseError
     Ok(trees.get(TreeId::Transactions).get(txid.as_bytes())?.is_some())
 }
 
-/// A settled transaction, whole.
+/// A settled transaction with its body.
 pub(super) fn get_final(trees: &Trees, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
     get_settled(trees, txid)?.map(|settled| with_body(trees.get(TreeId::Bodies), settled)).transpose()
 }
 
-/// A settled transaction's row with what stands under its number.
+/// A settled transaction's row with its body.
 pub(super) fn with_body(bodies: &Tree, settled: StoredSettled) -> Result<StoredFinal, DatabaseError> {
     let StoredSettled { settled, number } = settled;
     let body = get_record(bodies, TreeId::Bodies, &number.to_be_bytes())?;
     let missing = || DatabaseError::corrupt("bodies", format!("number {number} is missing"));
-    let StoredBody { transaction, proof } = body.ok_or_else(missing)?;
-    Ok(StoredFinal { settled, number, transaction, proof })
+    Ok(StoredFinal { settled, number, transaction: body.ok_or_else(missing)? })
 }
 
 /// The number of the next body.
@@ -72,7 +92,54 @@ pub(super) fn next_number(bodies: &Tree) -> Result<u64, DatabaseError> {
     let Some((key, _)) = bodies.range(Bound::Unbounded, Bound::Unbounded).next_back().transpose()? else {
         return Ok(0);
     };
-    let number = split_row_key(&key).and_then(|(number, _)| Some(u64::from_be_bytes(number.try_into().ok()?)));
-    let next = number.and_then(|number| number.checked_add(1));
+    let next = number_of(&key).and_then(|number| number.checked_add(1));
     next.ok_or_else(|| DatabaseError::corrupt("bodies", "a key that none can have"))
+}
+
+fn number_of(key: &[u8]) -> Option<u64> {
+    let (number, _) = split_row_key(key)?;
+    Some(u64::from_be_bytes(number.try_into().ok()?))
+}
+
+/// Reads proofs, and remembers the last record, for those who read many in order.
+#[derive(Debug, Default)]
+pub(super) struct Proofs {
+    last: Option<(u64, Vec<Certificate>)>,
+}
+
+impl Proofs {
+    /// The proof of the transaction with this number, until it is pruned.
+    pub(super) fn get(
+        &mut self,
+        trees: &Trees,
+        number: u64,
+        txid: &Txid,
+    ) -> Result<Option<Certificate>, DatabaseError> {
+        let Some(first) = proofs_of(trees, number)? else { return Ok(None) };
+        if self.last.as_ref().is_none_or(|(known, _)| *known != first) {
+            self.last = Some((first, proofs_at(trees, first)?));
+        }
+        let mut proofs = self.last.iter().flat_map(|(_, proofs)| proofs);
+        Ok(proofs.find(|proof| proof.txid == *txid).cloned())
+    }
+}
+
+/// The proof of a settled transaction, until it is pruned.
+pub(super) fn get_proof(trees: &Trees, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
+    let Some(StoredSettled { number, .. }) = get_settled(trees, txid)? else { return Ok(None) };
+    Proofs::default().get(trees, number, txid)
+}
+
+/// Which record of proofs has, or had, that of the transaction with this number.
+pub(super) fn proofs_of(trees: &Trees, number: u64) -> Result<Option<u64>, DatabaseError> {
+    let last = [number.to_be_bytes().as_slice(), &[0xff; 2]].concat();
+    let before = trees.get(TreeId::Proofs).range(Bound::Unbounded, Bound::Included(last)).next_back().transpose()?;
+    Ok(before.and_then(|(key, _)| number_of(&key)))
+}
+
+/// The proofs of one record.
+pub(super) fn proofs_at(trees: &Trees, first: u64) -> Result<Vec<Certificate>, DatabaseError> {
+    let stored: Option<StoredCertificates> =
+        get_record(trees.get(TreeId::Proofs), TreeId::Proofs, &first.to_be_bytes())?;
+    stored.map_or(Ok(Vec::new()), |stored| stored.into_certificates(TreeId::Proofs))
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::DatabaseError;
 use super::codec::{RowChange, put_record, record_parts, records, remove_record};
 use super::finals::is_final;
+use super::pack::StoredCertificates;
 use super::schema::{StoredInFlight, TreeId};
 use super::store::Trees;
 use crate::consensus::{Certificate, Changes, InFlight, Recovered, Vote, VoteKind};
@@ -122,7 +123,8 @@ impl FlightTable {
                 }
             }
         }
-        for record in records::<Vec<Certificate>>(trees.get(TreeId::Certificates), TreeId::Certificates) {
+        for record in records::<StoredCertificates>(trees.get(TreeId::Certificates), TreeId::Certificates) {
+            let record = record.and_then(|(key, stored)| Ok((key, stored.into_certificates(TreeId::Certificates)?)));
             if tolerant && record.is_err() {
                 continue;
             }
@@ -266,7 +268,8 @@ impl FlightRows {
         }
         let before = rows.len();
         if !certificates.is_empty() {
-            put_record(rows, TreeId::Certificates, &key, &certificates)?;
+            let stored = StoredCertificates::of(certificates.iter().copied().cloned().collect());
+            put_record(rows, TreeId::Certificates, &key, &stored)?;
             put(rows, 2, before);
         }
         let begun = noted.iter().map(|(txid, _)| *txid);

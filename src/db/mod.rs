@@ -44,6 +44,7 @@ mod inspect;
 mod kept;
 mod migrate;
 mod open;
+mod pack;
 mod prune;
 mod quick;
 mod recent;

@@ -116,7 +116,7 @@ impl Storage {
     }
 
     fn rows_of_schema_4(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
-        let rows = super::m0004_bodies::rows(self.all_rows("transactions")?);
+        let rows = super::m0004_bodies::rows(|tree| self.all_rows(tree))?;
         rows.ok_or_else(|| DatabaseError::corrupt("transactions", "a row that schema 3 never wrote"))
     }
 

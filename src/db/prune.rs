@@ -7,12 +7,14 @@
 //! and the writer only removes rows. Nothing holds it back: a wallet that comes for what
 //! is gone is given a snapshot.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use super::codec::{RowChange, decode, encode};
-use super::finals::replace_body;
-use super::schema::{StoredBody, StoredFinal, TreeId, meta, outpoint_key};
+use super::codec::{RowChange, decode, encode, record_parts, remove_record};
+use super::finals::{proofs_at, proofs_of};
+use super::schema::{StoredFinal, TreeId, meta, outpoint_key};
 use super::store::{Reader, sequence_of};
 use crate::consensus::LogEntry;
 use crate::types::Height;
@@ -63,7 +65,7 @@ impl Reader {
     /// to be kept any more. `None` if there are none. To be committed before it is asked again.
     pub fn prunable(&self, keep_above: Height, most: usize) -> Result<Option<PruneBatch>, DatabaseError> {
         let before = self.pruned()?;
-        let (mut pruned, mut rows) = (before, Vec::new());
+        let (mut pruned, mut rows, mut proofs) = (before, Vec::new(), BTreeSet::new());
         while pruned.height < keep_above && rows.len() < most {
             let Some(decided) = self.block(pruned.height.saturating_add(1))? else { break };
             let done = usize::try_from(pruned.entries).unwrap_or(usize::MAX);
@@ -72,7 +74,8 @@ impl Reader {
                     break;
                 }
                 if let Some(stored) = self.stored_final(txid)? {
-                    self.forget_spent(&mut rows, stored)?;
+                    proofs.extend(proofs_of(&self.shared.trees, stored.number)?);
+                    forget_spent(&mut rows, stored);
                 }
                 pruned.entries += 1;
             }
@@ -80,22 +83,23 @@ impl Reader {
                 (pruned.height, pruned.entries) = (pruned.height + 1, 0);
             }
         }
+        for first in proofs {
+            self.forget_proofs(&mut rows, first, keep_above)?;
+        }
         self.prunable_log(&mut rows, &mut pruned, most)?;
         Ok((pruned != before).then_some(PruneBatch { rows, pruned }))
     }
 
-    /// The proof of a transaction whose block proves it, and what it has spent.
-    fn forget_spent(&self, rows: &mut Vec<RowChange>, stored: StoredFinal) -> Result<(), DatabaseError> {
-        let StoredFinal { number, transaction, proof, .. } = stored;
-        if proof.is_some() {
-            let body = StoredBody { transaction: transaction.clone(), proof: None };
-            replace_body(&self.shared.trees, rows, number, &body)?;
+    /// A record of proofs, if blocks that are not kept prove all that it proves.
+    fn forget_proofs(&self, rows: &mut Vec<RowChange>, first: u64, keep_above: Height) -> Result<(), DatabaseError> {
+        for proof in proofs_at(&self.shared.trees, first)? {
+            if self.confirmed(&proof.txid)?.is_none_or(|height| height > keep_above) {
+                return Ok(());
+            }
         }
-        rows.extend(transaction.into_transaction().spends().map(|outpoint| RowChange {
-            tree: TreeId::Utxos,
-            key: outpoint_key(&outpoint).to_vec(),
-            value: None,
-        }));
+        let key = first.to_be_bytes();
+        let parts = record_parts(self.tree(TreeId::Proofs), TreeId::Proofs, &key)?;
+        remove_record(rows, TreeId::Proofs, &key, parts);
         Ok(())
     }
 
@@ -128,4 +132,13 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// What a transaction has spent.
+fn forget_spent(rows: &mut Vec<RowChange>, stored: StoredFinal) {
+    rows.extend(stored.transaction.into_transaction().spends().map(|outpoint| RowChange {
+        tree: TreeId::Utxos,
+        key: outpoint_key(&outpoint).to_vec(),
+        value: None,
+    }));
 }

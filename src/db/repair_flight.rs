@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, records};
 use super::commit::{CommitBatch, Maintenance};
+use super::pack::StoredCertificates;
 use super::prune::Pruned;
 use super::schema::{StoredInFlight, StoredTip, TreeId, meta};
 use super::store::Database;
@@ -75,7 +76,7 @@ pub(super) fn settle_flight(database: &mut Database) -> Result<Vec<Vote>, Databa
         put_record(&mut rows, TreeId::Votes, &key, &kept)?;
     }
     if !certificates.is_empty() {
-        put_record(&mut rows, TreeId::Certificates, &key, &certificates)?;
+        put_record(&mut rows, TreeId::Certificates, &key, &StoredCertificates::of(certificates))?;
     }
     commit(database, rows)?;
     let mut gone = Vec::new();

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::DatabaseError;
-use crate::consensus::{Certificate, ChainTip, Finalized, InFlight, Settled};
+use crate::consensus::{ChainTip, InFlight, Settled};
 use crate::types::{
     Address, Amount, BlockHash, GenesisHash, Height, Input, Network, OutPoint, Output, PublicKey, Transaction, Txid,
     UnixSeconds, UtxoDigest, tagged_hash,
@@ -31,10 +31,11 @@ pub(super) enum TreeId {
     Agreement,
     Fence,
     Bodies,
+    Proofs,
 }
 
 impl TreeId {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Meta,
         Self::Utxos,
         Self::Addresses,
@@ -50,6 +51,7 @@ impl TreeId {
         Self::Agreement,
         Self::Fence,
         Self::Bodies,
+        Self::Proofs,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -69,6 +71,7 @@ impl TreeId {
             Self::Agreement => "agreement",
             Self::Fence => "fence",
             Self::Bodies => "bodies",
+            Self::Proofs => "proofs",
         }
     }
 
@@ -170,28 +173,12 @@ pub(super) struct StoredSettled {
     pub(super) number: u64,
 }
 
-/// A record of `bodies`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct StoredBody {
-    pub(super) transaction: StoredTransaction,
-    /// F(T), where it was not a block that settled it, and until it is pruned.
-    pub(super) proof: Option<Certificate>,
-}
-
-impl StoredBody {
-    pub(super) fn new(finalized: &Finalized) -> Self {
-        let proof = finalized.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
-        Self { transaction: StoredTransaction::new(&finalized.transaction), proof }
-    }
-}
-
-/// A settled transaction, put together from both.
+/// A settled transaction, put together from its row and its record of `bodies`.
 #[derive(Debug, Clone)]
 pub(super) struct StoredFinal {
     pub(super) settled: Settled,
     pub(super) number: u64,
     pub(super) transaction: StoredTransaction,
-    pub(super) proof: Option<Certificate>,
 }
 
 /// A row of `confirmed`.

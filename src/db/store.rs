@@ -315,7 +315,7 @@ impl Reader {
         match held {
             Some(certificate) => Ok(Some(certificate.as_ref().clone())),
             None if kind == VoteKind::Abort => Ok(None),
-            None => Ok(self.stored_final(txid)?.and_then(|stored| stored.proof)),
+            None => finals::get_proof(&self.shared.trees, txid),
         }
     }
 

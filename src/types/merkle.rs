@@ -2,7 +2,8 @@
 
 use super::hash::{Hash32, tagged_hash};
 
-fn inner(left: &Hash32, right: &Hash32) -> Hash32 {
+/// The node above two.
+pub fn parent(left: &Hash32, right: &Hash32) -> Hash32 {
     Hash32::from_bytes(tagged_hash("TIME/merkle", &[left.as_bytes(), right.as_bytes()]))
 }
 
@@ -23,7 +24,7 @@ impl MerkleTree {
             let up = row
                 .chunks(2)
                 .map(|pair| match pair {
-                    [left, right] => inner(left, right),
+                    [left, right] => parent(left, right),
                     single => single[0],
                 })
                 .collect();
@@ -67,7 +68,7 @@ pub fn climb(leaf: Hash32, mut index: usize, mut size: usize, path: &[Hash32]) -
     while size > 1 {
         if index ^ 1 < size {
             let sibling = path.next()?;
-            node = if index & 1 == 1 { inner(sibling, &node) } else { inner(&node, sibling) };
+            node = if index & 1 == 1 { parent(sibling, &node) } else { parent(&node, sibling) };
         }
         index /= 2;
         size = size.div_ceil(2);

@@ -30,7 +30,7 @@ pub use canonical::CanonicalWriter;
 pub use genesis::{Allocation, Genesis, GenesisError, Masternode, RawGenesis, RawMasternode};
 pub use hash::{BlockHash, GenesisHash, Hash32, ParseHexError, Txid, tagged_hash};
 pub use keys::{PublicKey, SecretKey, Signature, SignatureItem, verify_batch};
-pub use merkle::{MerkleTree, climb as merkle_climb};
+pub use merkle::{MerkleTree, climb as merkle_climb, parent as merkle_parent};
 pub use transaction::{
     Input, OutPoint, OutPointError, Output, RawInput, RawOutput, RawTransaction, Transaction, sighash,
 };

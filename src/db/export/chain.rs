@@ -2,8 +2,8 @@
 
 use super::super::DatabaseError;
 use super::super::codec::{RowChange, encode, put_record};
-use super::super::finals::{is_final, put_final};
-use super::super::schema::{StoredBody, StoredConfirmed, StoredTransaction, TreeId, outpoint_key};
+use super::super::finals::{is_final, put_final, put_proofs};
+use super::super::schema::{StoredConfirmed, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
 use super::{ImportFault, SettledRecord};
 use crate::consensus::{Certificate, CheckedBlock, Rejection, Signable, SignedTransaction, Utxo, VoteKind, check_form};
@@ -106,8 +106,8 @@ impl Import<'_> {
             // What is in a block is proved by the block.
             self.check_certificate(&txid, certificate, height.is_none())?;
         }
-        let body = StoredBody { transaction: StoredTransaction::new(&transaction), proof: certificate };
-        put_final(&mut self.rows, self.next_body, &txid, settled, &body)?;
+        put_final(&mut self.rows, self.next_body, &txid, settled, &transaction)?;
+        put_proofs(&mut self.rows, self.next_body, certificate.into_iter().collect())?;
         self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
         let complete = |open: &OpenBlock| open.come == open.decided.block.transactions.len();

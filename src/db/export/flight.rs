@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::codec::{RowChange, encode, put_record};
+use super::super::pack::StoredCertificates;
 use super::super::schema::{StoredInFlight, Subscription, SubscriptionKey, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
 use super::{DeadRecord, ImportFault, InFlightRecord, SubscriptionRecord};
@@ -80,7 +81,7 @@ impl Import<'_> {
             }
             let held: Vec<_> = begun.iter().filter_map(|(txid, _)| kept.remove(txid)).flatten().collect();
             if !held.is_empty() {
-                put_record(&mut self.rows, TreeId::Certificates, &key, &held)?;
+                put_record(&mut self.rows, TreeId::Certificates, &key, &StoredCertificates::of(held))?;
             }
             self.write()?;
         }

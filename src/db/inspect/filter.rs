@@ -108,7 +108,7 @@ impl Mentions {
                 all.addresses.push(*address);
             }
             Content::Fence(outpoint) => all.place(outpoint),
-            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) | Content::Body(transaction, _) => {
+            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) | Content::Body(transaction) => {
                 all.body(transaction, network)
             }
             Content::Votes(votes) => all.txids.extend(votes.iter().map(|vote| vote.txid)),

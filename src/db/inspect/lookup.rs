@@ -91,7 +91,7 @@ impl Trees {
                         self.range(id, &Filter { sequence: Some(sequence..=sequence), ..Filter::default() })?
                     }
                     // These have a record for each commit, with many things in it.
-                    TreeId::Locks | TreeId::Certificates => (Bound::Unbounded, Bound::Unbounded),
+                    TreeId::Locks | TreeId::Certificates | TreeId::Proofs => (Bound::Unbounded, Bound::Unbounded),
                     _ => filter::under(&raw),
                 };
                 let records = self.walk(id, range);
@@ -219,7 +219,7 @@ fn parse_key(id: TreeId, text: &str) -> Option<Vec<u8>> {
         TreeId::Votes | TreeId::Blocks | TreeId::Changes | TreeId::Bodies => {
             Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec())
         }
-        TreeId::Certificates => {
+        TreeId::Certificates | TreeId::Proofs => {
             let (txid, kind) = text.split_once(':')?;
             let kind = match kind {
                 "commit" => VoteKind::Commit,

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::engine::Tree;
-use super::super::finals::with_body;
+use super::super::finals::{get_proof, with_body};
 use super::super::kept::Kept;
+use super::super::pack::StoredCertificates;
 use super::super::prune::Pruned;
 use super::super::schema::{
-    Head, StoredBody, StoredConfirmed, StoredInFlight, StoredNetwork, StoredTip, Subscription, TreeId, meta,
+    Head, StoredConfirmed, StoredInFlight, StoredNetwork, StoredTip, StoredTransaction, Subscription, TreeId, meta,
     parse_outpoint_key,
 };
 use super::super::store::{Reader, Trees, sequence_of};
@@ -37,7 +38,7 @@ pub(super) enum Content {
     Votes(Vec<Vote>),
     Certificate(Certificate),
     Settled(Box<Transaction>, Settled, Option<Certificate>),
-    Body(Box<Transaction>, Option<Certificate>),
+    Body(Box<Transaction>),
     Change(u64, LogEntry),
     Subscription(Subscription),
     Block(Box<DecidedBlock>),
@@ -61,7 +62,7 @@ impl Record {
             Content::Settled(transaction, settled, proof) => {
                 json!({ "transaction": transaction.to_raw(), "settled": settled, "proof": proof })
             }
-            Content::Body(transaction, proof) => json!({ "transaction": transaction.to_raw(), "proof": proof }),
+            Content::Body(transaction) => json!(transaction.to_raw()),
             Content::Change(_, entry) => json!(entry),
             Content::Subscription(subscription) => subscription_json(&subscription),
             Content::Block(decided) => json!(decided),
@@ -133,28 +134,40 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
             (transaction.txid().to_string(), Content::InFlight(Box::new(transaction), stored.locked_at))
         }),
         TreeId::Transactions => {
-            let bodies = trees.get(TreeId::Bodies).clone();
+            let trees = trees.clone();
             plain(tree, id, range, move |key, value| {
-                let stored = with_body(&bodies, decode(TreeId::Transactions, value)?)?;
+                let txid = txid_of(TreeId::Transactions, key)?;
+                let stored = with_body(trees.get(TreeId::Bodies), decode(TreeId::Transactions, value)?)?;
                 let transaction = Box::new(stored.transaction.into_transaction());
-                let key = txid_of(TreeId::Transactions, key)?.to_string();
-                Ok((key, Content::Settled(transaction, stored.settled, stored.proof)))
+                let proof = get_proof(&trees, &txid)?;
+                Ok((txid.to_string(), Content::Settled(transaction, stored.settled, proof)))
             })
         }
-        TreeId::Bodies => split::<StoredBody>(tree, id, range, |_, stored| {
-            Content::Body(Box::new(stored.transaction.into_transaction()), stored.proof)
-        }),
+        TreeId::Bodies => {
+            split::<StoredTransaction>(tree, id, range, |_, stored| Content::Body(Box::new(stored.into_transaction())))
+        }
         TreeId::Votes => split::<Vec<Vote>>(tree, id, range, |_, votes| Content::Votes(votes)),
-        TreeId::Certificates => spread::<Certificate>(tree, id, range, |certificate| {
-            let kind = if certificate.kind == VoteKind::Abort { "abort" } else { "commit" };
-            (format!("{}:{kind}", certificate.txid), Content::Certificate(certificate))
-        }),
+        TreeId::Certificates | TreeId::Proofs => certificates(tree, id, range),
         TreeId::Blocks => split::<DecidedBlock>(tree, id, range, |_, decided| Content::Block(Box::new(decided))),
         TreeId::Agreement => split::<AgreementRecord>(tree, id, range, |key, record| {
             Content::Agreement(number(key.get(..8).unwrap_or_default()), record)
         }),
         TreeId::Subscriptions => split::<Subscription>(tree, id, range, |_, s| Content::Subscription(s)),
     }
+}
+
+fn certificates(tree: &Tree, id: TreeId, range: KeyRange) -> Records {
+    Box::new(records_within::<StoredCertificates>(tree, id, range.0, range.1).flat_map(move |record| {
+        let one = |certificate: Certificate| {
+            let kind = if certificate.kind == VoteKind::Abort { "abort" } else { "commit" };
+            let key = format!("{}:{kind}", certificate.txid);
+            Ok(Record { tree: id, key, content: Content::Certificate(certificate) })
+        };
+        match record.and_then(|(_, stored)| stored.into_certificates(id)) {
+            Ok(certificates) => certificates.into_iter().map(one).collect(),
+            Err(error) => vec![Err(error)],
+        }
+    }))
 }
 
 fn change(sequence: u64, entry: LogEntry) -> Record {

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::DatabaseError;
 use super::super::codec::records;
+use super::super::pack::StoredCertificates;
 use super::super::schema::{StoredInFlight, TreeId, parse_outpoint_key};
 use super::{Check, Damage, Subject};
-use crate::consensus::{Certificate, Vote, VoteKind};
+use crate::consensus::{Vote, VoteKind};
 use crate::types::{OutPoint, Txid, UTXOState};
 
 impl Subject<'_> {
@@ -116,9 +117,11 @@ pub(super) fn votes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
 
 pub(super) fn certificates(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    for record in records::<Vec<Certificate>>(reader.tree(TreeId::Certificates), TreeId::Certificates) {
+    for record in records::<StoredCertificates>(reader.tree(TreeId::Certificates), TreeId::Certificates) {
         subject.tell(check);
-        let (key, certificates) = match record {
+        let whole =
+            |(key, stored): (Vec<u8>, StoredCertificates)| Ok((key, stored.into_certificates(TreeId::Certificates)?));
+        let (key, certificates) = match record.and_then(whole) {
             Ok(record) => record,
             Err(error) => {
                 check.find(Damage::Votes, "certificates", error.to_string());

@@ -3,7 +3,8 @@
 use super::super::DatabaseError;
 use super::super::codec::{decode, records, split_row_key};
 use super::super::engine::Tree;
-use super::super::finals::with_body;
+use super::super::finals::{get_proof, with_body};
+use super::super::pack::StoredCertificates;
 use super::super::schema::{TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Dead, SignedTransaction, Verified, VoteKind};
@@ -113,14 +114,11 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let place = || format!("transactions/{txid}");
         check.ensure(key == txid.as_bytes(), Damage::Ledger, place, "its body is another transaction's");
         let height = reader.confirmed(&txid)?;
-        let proof = stored.proof.filter(|proof| proof.kind == VoteKind::Commit && proof.txid == txid);
-        let proved = height.is_some() || proof.is_some();
+        let proved = match height {
+            Some(_) => true,
+            None => get_proof(&reader.shared.trees, &txid)?.is_some_and(|proof| proof.kind == VoteKind::Commit),
+        };
         check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
-        if let (Some(committee), Some(proof)) = (&subject.committee, proof)
-            && let Err(error) = proof.verify(committee)
-        {
-            check.find(Damage::Ledger, place(), format!("its finality proof: {error}"));
-        }
         // What a later transaction has spent for good may have been pruned.
         let forgets = pruned.height > 0 || pruned.entries > 0;
         for (outpoint, output) in transaction.creates() {
@@ -144,12 +142,39 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         }
     }
     check_signatures(check, signed);
+    proofs(subject, check)?;
     let bodies = records_count(reader.tree(TreeId::Bodies))?;
     check.ensure(settled == bodies, Damage::Ledger, || "bodies".into(), "some are of no settled transaction");
     if subject.committee.is_none() {
         check.left_out = Some("the members' signatures: the genesis file was not given".into());
     } else if !subject.options.full {
         check.left_out = Some("the owners' signatures: use --full".into());
+    }
+    Ok(())
+}
+
+/// Every finality proof: of a settled transaction, and good.
+fn proofs(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    let reader = &subject.reader;
+    for record in records::<StoredCertificates>(reader.tree(TreeId::Proofs), TreeId::Proofs) {
+        subject.tell(check);
+        let proofs = match record.and_then(|(_, stored)| stored.into_certificates(TreeId::Proofs)) {
+            Ok(proofs) => proofs,
+            Err(error) => {
+                check.find(Damage::Ledger, "proofs", error.to_string());
+                continue;
+            }
+        };
+        for proof in proofs {
+            let place = format!("proofs/{}", proof.txid);
+            let settled = reader.is_final(&proof.txid)?;
+            check.ensure(settled, Damage::Ledger, || place.clone(), "it is the proof of what is not settled");
+            if let Some(committee) = &subject.committee
+                && let Err(error) = proof.verify(committee)
+            {
+                check.find(Damage::Ledger, place, format!("the finality proof: {error}"));
+            }
+        }
     }
     Ok(())
 }

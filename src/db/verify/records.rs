@@ -5,12 +5,13 @@ use super::super::schema::TreeId;
 use super::{Check, Damage, Subject};
 
 /// The trees whose records are split into rows, and what a missing row means.
-const SPLIT: [(TreeId, Damage); 7] = [
+const SPLIT: [(TreeId, Damage); 8] = [
     (TreeId::Locks, Damage::Votes),
     (TreeId::Votes, Damage::Votes),
     (TreeId::Certificates, Damage::Votes),
     (TreeId::Agreement, Damage::Votes),
     (TreeId::Bodies, Damage::Ledger),
+    (TreeId::Proofs, Damage::Ledger),
     (TreeId::Blocks, Damage::Ledger),
     (TreeId::Subscriptions, Damage::Derived),
 ];
