@@ -8,7 +8,9 @@
 //! The proofs of one commit stand together, for they say much the same (see [`super::pack`]),
 //! under the number of the first of them.
 
+use std::collections::VecDeque;
 use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DatabaseError;
 use super::codec::{RowChange, decode, encode, get_record, put_record, split_row_key};
@@ -21,6 +23,8 @@ use crate::types::{Transaction, Txid};
 
 /// Proofs of one record: reading one makes all of its paths again.
 const PROOFS_IN_RECORD: usize = 64;
+/// Records of proofs that readers keep (each some 70 KiB with three votes in a proof).
+const PROOF_RECORDS_KEPT: usize = 32;
 
 /// Writes what one commit settles, with the proofs; the first of them under `number`.
 pub(super) fn put_finals<'a>(
@@ -101,33 +105,36 @@ fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
-/// Reads proofs, and remembers the last record, for those who read many in order.
+/// Records of proofs that have been read lately: whoever reads one proof mostly wants its
+/// neighbours next, and the paths of a record are made for all of them at once. A record
+/// never changes, it only goes, so what is here is never wrong.
 #[derive(Debug, Default)]
-pub(super) struct Proofs {
-    last: Option<(u64, Vec<Certificate>)>,
-}
+pub(super) struct ProofCache(Mutex<VecDeque<(u64, Arc<Vec<Certificate>>)>>);
 
-impl Proofs {
-    /// The proof of the transaction with this number, until it is pruned.
-    pub(super) fn get(
-        &mut self,
-        trees: &Trees,
-        number: u64,
-        txid: &Txid,
-    ) -> Result<Option<Certificate>, DatabaseError> {
-        let Some(first) = proofs_of(trees, number)? else { return Ok(None) };
-        if self.last.as_ref().is_none_or(|(known, _)| *known != first) {
-            self.last = Some((first, proofs_at(trees, first)?));
-        }
-        let mut proofs = self.last.iter().flat_map(|(_, proofs)| proofs);
-        Ok(proofs.find(|proof| proof.txid == *txid).cloned())
+impl ProofCache {
+    fn records(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Vec<Certificate>>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// The proof of a settled transaction, until it is pruned.
-pub(super) fn get_proof(trees: &Trees, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
-    let Some(StoredSettled { number, .. }) = get_settled(trees, txid)? else { return Ok(None) };
-    Proofs::default().get(trees, number, txid)
+    /// The proof of a settled transaction, until it is pruned.
+    pub(super) fn get(&self, trees: &Trees, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
+        let Some(StoredSettled { number, .. }) = get_settled(trees, txid)? else { return Ok(None) };
+        let Some(first) = proofs_of(trees, number)? else { return Ok(None) };
+        let known = self.records().iter().find(|(known, _)| *known == first).map(|(_, proofs)| Arc::clone(proofs));
+        let proofs = match known {
+            Some(proofs) => proofs,
+            None => {
+                let proofs = Arc::new(proofs_at(trees, first)?);
+                let mut records = self.records();
+                records.push_back((first, Arc::clone(&proofs)));
+                if records.len() > PROOF_RECORDS_KEPT {
+                    records.pop_front();
+                }
+                proofs
+            }
+        };
+        Ok(proofs.iter().find(|proof| proof.txid == *txid).cloned())
+    }
 }
 
 /// Which record of proofs has, or had, that of the transaction with this number.

@@ -63,6 +63,7 @@ pub(super) struct Shared {
     ended: AtomicBool,
     network: StoredNetwork,
     flights: RwLock<FlightTable>,
+    proofs: finals::ProofCache,
 }
 
 impl Shared {
@@ -77,6 +78,7 @@ impl Shared {
             ended: AtomicBool::new(false),
             network,
             flights: RwLock::new(flights),
+            proofs: finals::ProofCache::default(),
         }
     }
 
@@ -315,8 +317,13 @@ impl Reader {
         match held {
             Some(certificate) => Ok(Some(certificate.as_ref().clone())),
             None if kind == VoteKind::Abort => Ok(None),
-            None => finals::get_proof(&self.shared.trees, txid),
+            None => self.proof(txid),
         }
+    }
+
+    /// F(T) of a settled transaction, until it is pruned.
+    pub(super) fn proof(&self, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
+        self.shared.proofs.get(&self.shared.trees, txid)
     }
 
     /// The height of the block that contains a transaction.

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::super::DatabaseError;
 use super::super::codec::{decode, records};
-use super::super::finals::Proofs;
 use super::super::inspect::Trees as InspectTrees;
 use super::super::schema::{StoredFinal, StoredNetwork, Subscription, TreeId, parse_outpoint_key};
 use super::super::store::Reader;
@@ -64,7 +63,7 @@ pub fn export(
     };
     let mut lines = Lines { out, hasher: blake3::Hasher::new(), records: 0, bytes: 0, watcher };
     lines.line(&header)?;
-    let mut export = Export { reader, proofs: Proofs::default(), lines };
+    let mut export = Export { reader, lines };
     export.chain(tip.height)?;
     export.unconfirmed()?;
     export.in_flight()?;
@@ -106,7 +105,6 @@ impl Lines<'_> {
 
 struct Export<'a> {
     reader: Reader,
-    proofs: Proofs,
     lines: Lines<'a>,
 }
 
@@ -117,11 +115,11 @@ impl Export<'_> {
         }
     }
 
-    fn settled(&mut self, txid: &Txid, height: Option<Height>) -> Result<SettledRecord, DatabaseError> {
+    fn settled(&self, txid: &Txid, height: Option<Height>) -> Result<SettledRecord, DatabaseError> {
         let stored = self.reader.stored_final(txid)?;
         let missing = || DatabaseError::corrupt("transactions", format!("the body of {txid} is missing"));
-        let StoredFinal { settled, number, transaction } = stored.ok_or_else(missing)?;
-        let certificate = self.proofs.get(&self.reader.shared.trees, number, txid)?;
+        let StoredFinal { settled, transaction, .. } = stored.ok_or_else(missing)?;
+        let certificate = self.reader.proof(txid)?;
         let transaction = transaction.into_transaction().to_raw();
         let confirmed_at = self.reader.stored_confirmed(txid)?.map(|confirmed| confirmed.confirmed_at);
         Ok(SettledRecord { transaction, settled, height, confirmed_at, certificate })

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::engine::Tree;
-use super::super::finals::{get_proof, with_body};
+use super::super::finals::{ProofCache, with_body};
 use super::super::kept::Kept;
 use super::super::pack::StoredCertificates;
 use super::super::prune::Pruned;
@@ -134,12 +134,12 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
             (transaction.txid().to_string(), Content::InFlight(Box::new(transaction), stored.locked_at))
         }),
         TreeId::Transactions => {
-            let trees = trees.clone();
+            let (trees, proofs) = (trees.clone(), ProofCache::default());
             plain(tree, id, range, move |key, value| {
                 let txid = txid_of(TreeId::Transactions, key)?;
                 let stored = with_body(trees.get(TreeId::Bodies), decode(TreeId::Transactions, value)?)?;
                 let transaction = Box::new(stored.transaction.into_transaction());
-                let proof = get_proof(&trees, &txid)?;
+                let proof = proofs.get(&trees, &txid)?;
                 Ok((txid.to_string(), Content::Settled(transaction, stored.settled, proof)))
             })
         }

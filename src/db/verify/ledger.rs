@@ -3,7 +3,7 @@
 use super::super::DatabaseError;
 use super::super::codec::{decode, records, split_row_key};
 use super::super::engine::Tree;
-use super::super::finals::{get_proof, with_body};
+use super::super::finals::with_body;
 use super::super::pack::StoredCertificates;
 use super::super::schema::{TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
@@ -116,7 +116,7 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let height = reader.confirmed(&txid)?;
         let proved = match height {
             Some(_) => true,
-            None => get_proof(&reader.shared.trees, &txid)?.is_some_and(|proof| proof.kind == VoteKind::Commit),
+            None => reader.proof(&txid)?.is_some_and(|proof| proof.kind == VoteKind::Commit),
         };
         check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
         // What a later transaction has spent for good may have been pruned.
