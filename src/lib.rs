@@ -16,7 +16,7 @@
 //!   ^
 //! node       wires: the ledger thread, the protocol handler, the feed, catching up
 //!   ^
-//! main, tools/*, examples/*          (with config, keyfile, files, devnet beside them)
+//! main, tools/*, examples/*, benches/*   (with config, keyfile, files, devnet beside them)
 //! ```
 //!
 //! Imports point upwards in this picture and nowhere else. Only [`db`] knows sled, only
