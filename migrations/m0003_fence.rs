@@ -9,8 +9,10 @@
 //!   into the record of commit 0.
 //! - A record of `transactions` is `settled [u8; 20] || body || proof`, the proof being a
 //!   zero byte, or a one and F(T), which stood in `certificates` under `txid || 1`. Schema 2
-//!   wrote `body || settled`.
-//! - A row of `confirmed` is `height u64 || confirmed_at i64`; it was `height u64`.
+//!   wrote `body || settled`. Where a block settled a transaction before its F(T) came, C(T)
+//!   stood there: that is no proof, and the block is one.
+//! - A row of `confirmed` is `height u64 || confirmed_at i64`; it was `height u64`. The time
+//!   stood, and still stands, in the states of the outputs that the transaction spent.
 //! - An output that is locked is stored as unspent: that it is locked follows from `locks`.
 //!
 //! A record's rows have the keys `key || part u16 BE`, and values that begin with the number
@@ -26,6 +28,12 @@ use crate::db::FrozenRow;
 const PART_BYTES: usize = 7 * 1024;
 /// Of a row of `utxos`: amount, network, address payload; the state follows.
 const STATE_AT: usize = 8 + 4 + 21;
+/// The number of the state `Locked { txid, locked_at i64 }`.
+const LOCKED: [u8; 4] = 1_u32.to_le_bytes();
+/// The number of the state `Confirmed { txid, block_height u64, confirmed_at i64 }`.
+const CONFIRMED: [u8; 4] = 3_u32.to_le_bytes();
+/// How a certificate begins that is F(T): with `Commit`, its kind.
+const PROOF: [u8; 4] = 1_u32.to_le_bytes();
 /// Of a record of `transactions` in schema 2: the summary at its end.
 const SETTLED_BYTES: usize = 8 + 4 + 8;
 
@@ -47,8 +55,10 @@ pub(crate) fn rows<E>(read: impl Fn(&'static str) -> Result<Rows, E>) -> Result<
     let (mut proofs, mut kept) = (BTreeMap::new(), Vec::new());
     for (key, certificate) in certificates {
         let Some((txid, slot)) = key.split_at_checked(32) else { return Ok(None) };
-        if bodies.contains_key(txid) && slot == [1] {
-            proofs.insert(txid.to_vec(), certificate);
+        if bodies.contains_key(txid) {
+            if slot == [1] && certificate.starts_with(&PROOF) {
+                proofs.insert(txid.to_vec(), certificate);
+            }
         } else if locks.contains_key(txid) {
             kept.push(certificate);
         }
@@ -68,13 +78,15 @@ pub(crate) fn rows<E>(read: impl Fn(&'static str) -> Result<Rows, E>) -> Result<
     }
     out.extend(list("locks", locks.into_values().collect()));
     out.extend(list("certificates", kept));
-    for (txid, mut height) in read("confirmed")? {
-        height.extend_from_slice(&0_i64.to_le_bytes());
-        out.push(("confirmed", txid, Some(height)));
+    let utxos = read("utxos")?;
+    let times: BTreeMap<&[u8], &[u8]> = utxos.values().filter_map(|row| confirmed_by(row)).collect();
+    for (txid, height) in read("confirmed")? {
+        // Every transaction spends something.
+        let Some(time) = times.get(txid.as_slice()) else { return Ok(None) };
+        out.push(("confirmed", txid, Some([&height, *time].concat())));
     }
-    for (outpoint, mut row) in read("utxos")? {
-        let locked = row.get(STATE_AT..STATE_AT + 4) == Some(&1_u32.to_le_bytes());
-        if locked {
+    for (outpoint, mut row) in utxos {
+        if row.get(STATE_AT..).is_some_and(|state| state.starts_with(&LOCKED)) {
             row.truncate(STATE_AT);
             row.extend_from_slice(&0_u32.to_le_bytes());
             out.push(("utxos", outpoint, Some(row)));
@@ -86,6 +98,13 @@ pub(crate) fn rows<E>(read: impl Fn(&'static str) -> Result<Rows, E>) -> Result<
     out.reverse();
     out.retain(|(tree, key, _)| seen.insert((*tree, key.clone())));
     Ok(Some(out))
+}
+
+/// The transaction that has spent this output in a block, and the time at which this node
+/// executed that.
+fn confirmed_by(row: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (txid, rest) = row.get(STATE_AT..)?.strip_prefix(&CONFIRMED)?.split_at_checked(32)?;
+    Some((txid, rest.get(8..16)?))
 }
 
 /// The records of a tree, put together from their parts.

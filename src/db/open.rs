@@ -327,6 +327,15 @@ pub(super) fn schema_check(trees: &Trees) -> Result<Option<u32>, DatabaseError> 
     }
 }
 
+/// Refuses what was not brought up to this program's schema: its rows would be taken for
+/// what they are not. One that was never filled has none.
+pub(super) fn is_migrated(trees: &Trees) -> Result<(), DatabaseError> {
+    match schema_check(trees)? {
+        Some(found) if found < SCHEMA_VERSION => Err(DatabaseError::OlderSchema { found, known: SCHEMA_VERSION }),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

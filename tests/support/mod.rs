@@ -111,6 +111,29 @@ impl TestNet {
         Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis, environment: Vec::new() }
     }
 
+    /// A devnet that was made before, as it lies in `directory`, on ports of its own. Members
+    /// still dial each other where the genesis says, and do not find each other there.
+    pub fn of(directory: tempfile::TempDir) -> Self {
+        let path = directory.path().join(time_masternode::devnet::FILE_NAME);
+        let before: Devnet = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let port = |address: &str| address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+        let old = port(&before.nodes[0].p2p_address);
+        let nodes = u16::try_from(before.nodes.len()).unwrap();
+        let new = free_base_port(nodes);
+        let configurations = before.nodes.iter().map(|node| directory.path().join(&node.config_file));
+        for file in configurations.filter(|file| file.exists()).chain([path]) {
+            let mut text = std::fs::read_to_string(&file).unwrap();
+            for offset in (0..nodes).flat_map(|i| (0..3).map(move |p| 10 * i + p)) {
+                text = text.replace(&format!("127.0.0.1:{}\"", old + offset), &format!("127.0.0.1:{}\"", new + offset));
+            }
+            std::fs::write(file, text).unwrap();
+        }
+        let options = DevnetOptions { nodes, base_port: new, block_interval_ms: 1_000 };
+        let devnet = Devnet::open(directory.path(), options).unwrap();
+        let genesis = read_genesis(&directory.path().join(&devnet.genesis_file)).unwrap();
+        Self { directory, nodes: devnet.nodes.iter().map(|_| None).collect(), devnet, genesis, environment: Vec::new() }
+    }
+
     /// Gives a variable to every process that is started from now on.
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));

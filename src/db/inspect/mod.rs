@@ -165,6 +165,7 @@ impl Trees {
 
     /// The database as the node reads it. `None` if it was never filled to the end.
     pub(super) fn reader(&self) -> Result<Option<Reader>, DatabaseError> {
+        open::is_migrated(&self.trees)?;
         let condition = self.condition()?;
         let Some(network) = condition.network else { return Ok(None) };
         let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
@@ -181,6 +182,7 @@ impl Trees {
     /// Those that a filter admits.
     pub fn select(&self, name: &str, filter: Filter) -> Result<Option<Rows>, DatabaseError> {
         let Some(id) = TreeId::named(name) else { return Ok(None) };
+        open::is_migrated(&self.trees)?;
         let network = self.network;
         // Without it the rows are shown as they lie there; what is in its way shows itself.
         let reader = self.reader().ok().flatten();

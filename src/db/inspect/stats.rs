@@ -161,7 +161,9 @@ impl Trees {
         let tip = self.meta::<StoredTip>(meta::CHAIN)?.map(|stored| stored.tip()).transpose()?;
         let suspension = self.trees.get(TreeId::Meta).get(meta::SUSPENSION)?;
         let (mut outputs, mut unreadable, mut trees) = (BTreeMap::new(), 0, Vec::new());
-        let reader = self.reader()?;
+        // Of an older schema it is told how much there is, and not what it says.
+        let older = condition.schema.is_some_and(|schema| schema < SCHEMA_VERSION);
+        let reader = if older { None } else { self.reader()? };
         for id in TreeId::ALL {
             let mut size = TreeStats { name: id.name(), rows: 0, bytes: 0 };
             for row in self.trees.get(id).iter() {

@@ -268,7 +268,7 @@ pub fn verify_data_dir(
         return Err(DatabaseError::Missing(data_dir.to_path_buf()));
     }
     let storage = Storage::look(data_dir, cache_bytes)?;
-    super::open::schema_check(&storage.trees)?;
+    super::open::is_migrated(&storage.trees)?;
     Ok(verify(storage, options))
 }
 
