@@ -19,7 +19,9 @@
 //! | `locks` | commit number, part | bodies and `locked_at` of what the commit put into flight | kept while one of them is in flight; with `locked_at`, all inputs were locked for it |
 //! | `votes` | commit number, part | this member's votes of that commit | kept while one of their transactions is in flight |
 //! | `certificates` | commit number, part | C(T) and A(T) that the commit acted on or keeps for the chain | kept while one of their transactions is in flight; a vote `Commit` has its certificate |
-//! | `transactions` | txid, part | [`Settled`], body, F(T) | a record for each settled transaction; F(T) until its block is pruned |
+//! | `transactions` | txid | [`Settled`], number | a row for each settled transaction |
+//! | `bodies` | number, part | body | one for each row of `transactions`; numbers rise with each transaction that is settled |
+//! | `proofs` | number of the first, part | F(T) of up to 64 transactions settled by one commit | whatever no block contains has its proof; kept until blocks that are pruned prove all of them |
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
 //! | `blocks` | height, part | block and commit certificate | linked from 1 up to the tip |

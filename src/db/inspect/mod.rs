@@ -31,7 +31,7 @@ pub use lookup::{Found, KeyError, Thing};
 pub use stats::{FenceStats, GuardStats, StateStats, Stats, SupplyStats, TreeStats};
 
 /// The names of the trees, as `dump --tree` takes them.
-pub const TREE_NAMES: [&str; 14] = [
+pub const TREE_NAMES: [&str; 16] = [
     "meta",
     "utxos",
     "addresses",
@@ -46,6 +46,8 @@ pub const TREE_NAMES: [&str; 14] = [
     "dead",
     "agreement",
     "fence",
+    "bodies",
+    "proofs",
 ];
 
 /// Bytes of the cache where nobody says how many.
