@@ -62,9 +62,9 @@ pub const MAX_FENCED_PER_ANSWER: usize = 50_000_000;
 pub const MAX_FENCED_PER_PAGE: usize = 16_384;
 
 /// Outputs that the ledger's thread remembers beside the trees (about 150 bytes each).
-pub const MAX_RECENT_OUTPUTS: usize = 65_536;
+pub const MAX_RECENT_OUTPUTS: usize = 49_152;
 /// Inputs and outputs of transactions that it remembers (about 150 bytes each).
-pub const MAX_RECENT_PLACES: usize = 131_072;
+pub const MAX_RECENT_PLACES: usize = 49_152;
 
 // --- The core's waiting rooms ---
 

@@ -90,7 +90,7 @@ fn every_filter(used: &Used) {
     let owned = rows(&dir, &["dump", "--address", &to]);
     assert_eq!(
         trees(&owned),
-        [("utxos", 1), ("addresses", 1), ("transactions", 1), ("locks", 1), ("changes", 1)]
+        [("utxos", 1), ("addresses", 1), ("transactions", 1), ("bodies", 1), ("locks", 1), ("changes", 1)]
             .map(|(t, n)| (t.to_owned(), n))
             .into()
     );
