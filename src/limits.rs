@@ -74,6 +74,10 @@ pub const PARENT_WAIT_MS: u64 = 5_000;
 pub const CONFLICT_WAIT_MS: u64 = 1_000;
 /// Transactions in flight; beyond this, wallets are told `Busy`.
 pub const MAX_IN_FLIGHT: usize = 200_000;
+/// The same while finality takes long.
+pub const MAX_IN_FLIGHT_WHEN_SLOW: usize = 2_048;
+/// From how many milliseconds on, on the average, finality takes long.
+pub const SLOW_FINALITY_MS: u64 = 1_000;
 /// Transactions that wait for their parents.
 pub const MAX_WAITING_FOR_PARENTS: usize = 4_096;
 /// Transactions known by one member's votes only, for each member.
@@ -100,7 +104,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 /// Payments and requests of wallets that wait for the verify pool or the ledger; when
 /// they are as many, wallets are told `Busy`.
-pub const LEDGER_QUEUE: usize = 8_192;
+pub const LEDGER_QUEUE: usize = 2_048;
 /// Events that one commit takes together.
 pub const MAX_EVENTS_PER_COMMIT: usize = 1_024;
 /// Values of members that wait for the verify pool or the ledger; each member has an

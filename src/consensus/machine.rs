@@ -28,7 +28,7 @@ use super::verified::Verified;
 use super::view::{Changes, Dead, InFlight, Overlay, Utxo, View};
 use super::vote::{CountedVote, MemberBatch, Vote, VoteKind};
 use super::waiting::ParentRoom;
-use crate::limits::{MAX_IN_FLIGHT, PARENT_WAIT_MS, UNKNOWN_BODY_WAIT_MS};
+use crate::limits::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_WHEN_SLOW, PARENT_WAIT_MS, UNKNOWN_BODY_WAIT_MS};
 use crate::types::{BlockHash, OutPoint, SecretKey, Transaction, Txid, UTXOState, UtxoDigest};
 
 /// The chain's part of the machine.
@@ -371,10 +371,18 @@ impl Machine {
         }
     }
 
+    /// Whether wallets have to wait: there is too much in flight, or so much of it that what
+    /// becomes final takes long. More would then only make everything take longer, and the
+    /// agreement on blocks with it.
+    fn is_full(&self) -> bool {
+        let most = if self.pace.is_slow() { MAX_IN_FLIGHT_WHEN_SLOW } else { MAX_IN_FLIGHT };
+        self.pending.bodies() >= most
+    }
+
     /// Locks and approves a transaction, or says why not.
     pub(super) fn accept<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        if matches!(source, Source::Wallet(_)) && self.pending.bodies() >= MAX_IN_FLIGHT {
+        if matches!(source, Source::Wallet(_)) && self.is_full() {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());

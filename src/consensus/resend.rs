@@ -11,7 +11,8 @@ use super::validate::Rejection;
 use super::view::View;
 use super::vote::{Vote, VoteKind};
 use crate::limits::{
-    MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_AFTER_MS, RESEND_EVERY_MS, SLOWEST_RESEND_MS,
+    MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_AFTER_MS, RESEND_EVERY_MS, SLOW_FINALITY_MS,
+    SLOWEST_RESEND_MS,
 };
 use crate::types::Txid;
 
@@ -27,6 +28,11 @@ impl Pace {
     /// One became final after so many milliseconds.
     pub(super) fn note(&mut self, ms: u64) {
         self.average = self.average - self.average / 16 + ms.min(SLOWEST_RESEND_MS);
+    }
+
+    /// Whether that is long.
+    pub(super) const fn is_slow(&self) -> bool {
+        self.average / 16 > SLOW_FINALITY_MS
     }
 
     /// After how many milliseconds what is not final is sent again.

@@ -116,10 +116,11 @@ pub(super) struct Work {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The ledger's two queues; members' goes first, so that what is already under way is
-/// finished before more is begun.
+/// The ledger's queues. What is said of the next block goes first, for its timers run; then
+/// whatever members send, so that what is already under way is finished before more is begun.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs {
+    pub(super) agreement: Sender<Work>,
     pub(super) members: Sender<Work>,
     pub(super) wallets: Sender<Work>,
 }
@@ -127,6 +128,7 @@ pub(super) struct Inputs {
 /// The other ends.
 #[derive(Debug)]
 struct Queues {
+    agreement: Receiver<Work>,
     members: Receiver<Work>,
     wallets: Receiver<Work>,
 }
@@ -202,8 +204,9 @@ impl UTXOStateManager {
         // Never full but for what `tell` adds: the rest holds permits, of which there are fewer.
         let (wallets, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
         let (members, from_members) = crossbeam_channel::bounded(2 * VERIFY_QUEUE);
-        let inputs = Inputs { members, wallets };
-        let queues = Queues { members: from_members, wallets: from_wallets };
+        let (agreement, from_agreement) = crossbeam_channel::bounded(VERIFY_QUEUE);
+        let inputs = Inputs { agreement, members, wallets };
+        let queues = Queues { agreement: from_agreement, members: from_members, wallets: from_wallets };
         let waiting = Waiting { database, machine, key: config.key, ballot, queues };
         Ok(Self {
             id: config.id,
@@ -413,12 +416,14 @@ impl Ledger {
         if self.own_batches.is_empty() && !self.more {
             let stop = || Work { input: Input::Stop, permit: None };
             crossbeam_channel::select_biased! {
+                recv(self.queues.agreement) -> first => work.push(first.unwrap_or_else(|_| stop())),
                 recv(self.queues.members) -> first => work.push(first.unwrap_or_else(|_| stop())),
                 recv(self.queues.wallets) -> first => work.push(first.unwrap_or_else(|_| stop())),
                 default(TICK.saturating_sub(self.last_tick.elapsed())) => {}
             }
         }
-        let more = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
+        let payments = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
+        let more = self.queues.agreement.try_iter().chain(payments);
         work.extend(more.take(MAX_EVENTS_PER_COMMIT - work.len()));
         work
     }

@@ -94,8 +94,11 @@ impl VerifyPool {
     pub(super) async fn pass_for_member(&self, event: Event, connection: &Connection) -> Result<(), Busy> {
         let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
         let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
-        let work = Work { input: Input::Event(event), permit: Some(permit) };
-        self.ledger.members.send(work).map_err(|_| Busy)
+        let queue = match event {
+            Event::Consensus { .. } => &self.ledger.agreement,
+            _ => &self.ledger.members,
+        };
+        queue.send(Work { input: Input::Event(event), permit: Some(permit) }).map_err(|_| Busy)
     }
 
     /// A wallet's place in the ledger's queue, for what needs no check.
