@@ -242,8 +242,10 @@ async fn an_operator_repairs_a_member_that_may_have_lost_votes() {
     assert_eq!(time_db(&data_dir, &genesis, &["verify", "--full"]).0, Some(0));
     net.start(0);
     net.wait_ready(&[0, 1, 2, 3]);
-    let status = net.status(0);
-    assert_eq!((&status["voting"], &status["fence"]["standing"]), (&"Active".into(), &true.into()), "{status}");
+    support::until("it votes behind its fence", || {
+        let status = net.status(0);
+        (status["voting"] == "Active" && status["fence"]["standing"] == true).then_some(())
+    });
     let to = net.address(&SecretKey::generate());
     let coin = net.coins().remove(2);
     net.wallet(0).await.pay(&net.pay(&coin, &to, 3)).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
@@ -243,12 +243,21 @@ fn open_sled<T>(
     }
 }
 
+/// The databases that this process has had open.
+fn opened() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static OPENED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A database that this process has had open stands in another data directory now.
+pub(super) fn was_moved_to(data_dir: &Path) {
+    opened().insert(data_dir.join(DATABASE_DIR));
+}
+
 /// Opens sled's files, and waits a little for whoever has just let go of them: if this very
 /// process has had them open, its own lock may live longer than the handle that was dropped,
 /// for sled's threads hold it too.
 fn open_patiently(config: &sled::Config, path: &Path) -> Result<sled::Db, DatabaseError> {
-    static OPENED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     let patience = if opened().contains(path) { OWN_LOCK_PATIENCE } else { OTHER_LOCK_PATIENCE };
     let began = Instant::now();
     loop {

@@ -230,6 +230,7 @@ fn set_aside(data_dir: &Path) -> Result<PathBuf, DatabaseError> {
         Ok(())
     };
     moved().map_err(DatabaseError::io("setting the database aside"))?;
+    super::open::was_moved_to(&kept);
     sync_directory(&kept)?;
     sync_directory(data_dir)?;
     debug_assert!(!is_there(data_dir), "nothing is left behind");
