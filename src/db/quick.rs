@@ -49,7 +49,7 @@ impl Start<'_> {
         }
         for txid in &lately.made {
             let known = lately.blocks.iter().any(|(_, hash)| hash.as_bytes() == txid.as_bytes());
-            ensure(known || self.reader.is_final(txid)?, || format!("{txid} has outputs and is not here"))?;
+            ensure(known || self.is_whole(txid)?, || format!("{txid} has outputs and is not here"))?;
         }
         self.check_blocks(&lately)?;
         for recovered in self.in_flight {
@@ -142,6 +142,13 @@ impl Start<'_> {
             }
         }
         ensure(reader.block(tip.height.saturating_add(1))?.is_none(), || "there is a block above the tip".into())
+    }
+
+    /// Whether a settled transaction is here with its body; what there is of its proof is read.
+    fn is_whole(&self, txid: &Txid) -> Result<bool, DatabaseError> {
+        let Some((transaction, _)) = self.reader.finalized(txid)? else { return Ok(false) };
+        self.reader.proof(txid)?;
+        Ok(transaction.txid() == *txid)
     }
 
     /// Whatever this member has voted on is here. Votes stay as long as one of those that were
