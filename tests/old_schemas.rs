@@ -258,79 +258,62 @@ fn what_was_migrated_says_what_the_old_program_said() {
     }
 }
 
-/// Schema 4 has bodies and proofs in trees of their own, and says the same of transactions.
-fn assert_same_but_for_bodies(left: &Left, now: &[Value]) {
-    let kept = |row: &&Value| {
-        let (tree, key) = (text(&row["tree"]), text(&row["key"]));
-        !["bodies", "proofs"].contains(&tree) && (tree, key) != ("meta", "schema") && (tree, key) != ("meta", "kept")
-    };
-    let rows = |rows: &[Value]| rows.iter().filter(kept).cloned().collect::<Vec<_>>();
-    assert!(rows(now) == rows(&left.dump), "schema 3 says something else");
-    let settled = of_tree(now, "transactions").len();
-    assert_eq!(of_tree(now, "bodies").len(), settled);
-    let proved = of_tree(now, "transactions").iter().filter(|(_, row)| !row["proof"].is_null()).count();
-    assert_eq!(of_tree(now, "proofs").len(), proved);
-}
-
 /// Holds the dump of a migrated database against that of the program which wrote it.
 fn assert_same(left: &Left, now: &[Value]) {
     if left.schema == SCHEMA_VERSION {
         return assert_eq!(now, left.dump);
     }
-    if left.schema == 3 {
-        return assert_same_but_for_bodies(left, now);
-    }
-    for tree in ["utxos", "addresses", "votes", "changes", "subscriptions", "blocks", "dead", "agreement"] {
+    for tree in ["utxos", "addresses", "votes", "changes", "subscriptions", "blocks", "dead", "agreement", "fence"] {
         assert_eq!(of_tree(now, tree), left.tree(tree), "{tree} of schema {}", left.schema);
     }
-    let meta =
-        |rows: &[(&str, &Value)], name: &str| rows.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).clone());
-    let (metas, old_metas) = (of_tree(now, "meta"), left.tree("meta"));
-    for name in ["network", "head", "suspension"] {
-        assert_eq!(meta(&metas, name), meta(&old_metas, name), "{name}");
+    let meta = |dump: &[Value], name: &str| -> Option<Value> {
+        of_tree(dump, "meta").into_iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone())
+    };
+    for name in ["network", "head", "suspension", "fence", "pruned"] {
+        assert_eq!(meta(now, name), meta(&left.dump, name), "{name} of schema {}", left.schema);
     }
-    let chain = meta(&metas, "chain").unwrap();
-    match meta(&old_metas, "chain") {
+    let chain = meta(now, "chain").unwrap();
+    match meta(&left.dump, "chain") {
         Some(before) => assert_eq!(chain, before),
         None => assert_eq!((&chain["height"], &chain["unconfirmed_from"]), (&json!(0), &json!(1))),
     }
-    for name in ["fence", "pruned"] {
-        assert_eq!(meta(&metas, name), None, "{name}");
+    assert_eq!(sorted(of_tree(now, "locks")), sorted(left.tree("locks")));
+    let expected = if left.schema < 3 { in_terms_of_schema_3(left) } else { left.dump.clone() };
+    for tree in ["certificates", "transactions", "confirmed"] {
+        assert_eq!(sorted(of_tree(now, tree)), sorted(of_tree(&expected, tree)), "{tree} of schema {}", left.schema);
     }
-    assert_eq!(of_tree(now, "fence"), []);
-    let sorted = |mut rows: Vec<(String, Value)>| {
-        rows.sort_by(|a, b| a.0.cmp(&b.0));
-        rows
-    };
-    let owned = |rows: Vec<(&str, &Value)>| {
-        sorted(rows.into_iter().map(|(key, value)| (key.to_owned(), value.clone())).collect())
-    };
-    assert_eq!(owned(of_tree(now, "locks")), owned(left.tree("locks")));
+}
 
-    // Proofs have moved to what they prove; other certificates are kept for what is in flight.
-    let in_flight = left.in_flight();
-    let (mut proofs, mut held) = (BTreeMap::new(), Vec::new());
+/// Records, whatever rows they stood in.
+fn sorted<'a>(mut records: Vec<(&'a str, &'a Value)>) -> Vec<(&'a str, &'a Value)> {
+    records.sort_by_key(|(key, _)| *key);
+    records
+}
+
+/// Since schema 3 a proof is told with what it proves, and the time of a confirmation, which
+/// stood in the outputs that were spent, with its height.
+fn in_terms_of_schema_3(left: &Left) -> Vec<Value> {
+    let (in_flight, mut proofs, mut told) = (left.in_flight(), BTreeMap::new(), Vec::new());
+    let mut tell = |tree: &str, key: &str, value: Value| told.push(json!({ "tree": tree, "key": key, "value": value }));
     for (key, certificate) in left.tree("certificates") {
-        let txid: Txid = text(&certificate["txid"]).parse().unwrap();
-        if in_flight.contains_key(&txid) {
-            held.push((key.to_owned(), certificate.clone()));
+        let txid = text(&certificate["txid"]);
+        if in_flight.contains_key(&txid.parse().unwrap()) {
+            tell("certificates", key, certificate.clone());
         } else if certificate["kind"] == "Commit" {
-            proofs.insert(txid.to_string(), certificate.clone());
+            proofs.insert(txid, certificate);
         }
     }
-    assert_eq!(owned(of_tree(now, "certificates")), sorted(held));
-    let with_proof = |(key, row): (&str, &Value)| {
-        let proof = proofs.get(key).cloned().unwrap_or_default();
-        (key.to_owned(), json!({ "transaction": row["transaction"], "settled": row["settled"], "proof": proof }))
-    };
-    let settled: Vec<_> = left.tree("transactions").into_iter().map(with_proof).collect();
-    assert_eq!(owned(of_tree(now, "transactions")), settled);
-    // The time of confirmation stood in the outputs that were spent.
+    for (txid, row) in left.tree("transactions") {
+        let mut row = row.clone();
+        row["proof"] = json!(proofs.get(txid));
+        tell("transactions", txid, row);
+    }
     let states = left.tree("utxos").into_iter().map(|(_, row)| &row["state"]["Confirmed"]).filter(|c| !c.is_null());
     let times: BTreeMap<&str, &Value> = states.map(|c| (text(&c["txid"]), &c["confirmed_at"])).collect();
-    let confirmed =
-        |(txid, height): (&str, &Value)| (txid.to_owned(), json!({ "height": height, "confirmed_at": times[txid] }));
-    assert_eq!(owned(of_tree(now, "confirmed")), left.tree("confirmed").into_iter().map(confirmed).collect::<Vec<_>>());
+    for (txid, height) in left.tree("confirmed") {
+        tell("confirmed", txid, json!({ "height": height, "confirmed_at": times[txid] }));
+    }
+    told
 }
 
 /// What each directory is good for: were something of it not there, nothing would be proved.
