@@ -63,12 +63,12 @@ impl NameChange {
             Self::Move(from, to, entry) => {
                 if names.get(from) == Some(entry) {
                     names.remove(from);
-                    // What is in a directory goes with it.
-                    let inside: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
-                    for path in inside {
-                        let entry = names.remove(&path).expect("it was there");
-                        names.insert(to.join(path.strip_prefix(from).expect("it is inside")), entry);
-                    }
+                }
+                // What is in a directory goes with it, whether its old name was ever durable or not.
+                let inside: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+                for path in inside.iter().filter(|_| *entry == Entry::Directory) {
+                    let entry = names.remove(path).expect("it was there");
+                    names.insert(to.join(path.strip_prefix(from).expect("it is inside")), entry);
                 }
                 names.insert(to.clone(), *entry);
             }
