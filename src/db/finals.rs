@@ -16,6 +16,7 @@ use super::DatabaseError;
 use super::codec::{RowChange, decode, encode, get_record, put_record, split_row_key};
 use super::engine::Tree;
 use super::pack::StoredCertificates;
+use super::recover::MAX_NUMBER;
 use super::schema::{StoredFinal, StoredSettled, StoredTransaction, TreeId};
 use super::store::Trees;
 use crate::consensus::{Certificate, Finalized, Settled};
@@ -96,7 +97,7 @@ pub(super) fn next_number(bodies: &Tree) -> Result<u64, DatabaseError> {
     let Some((key, _)) = bodies.range(Bound::Unbounded, Bound::Unbounded).next_back().transpose()? else {
         return Ok(0);
     };
-    let next = number_of(&key).and_then(|number| number.checked_add(1));
+    let next = number_of(&key).filter(|number| *number < MAX_NUMBER).map(|number| number + 1);
     next.ok_or_else(|| DatabaseError::corrupt("bodies", "a key that none can have"))
 }
 

@@ -22,7 +22,7 @@ use crate::types::{Genesis, PublicKey, Txid};
 
 /// No commit and no entry of the change log gets as far; what is counted on from there still
 /// has room.
-const MAX_NUMBER: u64 = u64::MAX / 2;
+pub(super) const MAX_NUMBER: u64 = u64::MAX / 2;
 
 /// An open database and what it was doing.
 #[derive(Debug)]
