@@ -12,7 +12,7 @@ use time_masternode::consensus::{
     SignedVote, Transition, Utxo, Vote, VoteBatch, VoteKind,
 };
 use time_masternode::db::{
-    CommitBatch, Database, InspectTrees, LogEntry, Owner, Pruned, Row, Subscription, SubscriptionKey,
+    CommitBatch, Database, InspectTrees, LogEntry, Owner, Pruned, Row, SCHEMA_VERSION, Subscription, SubscriptionKey,
 };
 use time_masternode::net::{
     ErrorCode, ErrorMessage, FinalityProof, Hello, NetworkMessage, RejectionMessage, Role, StateEntry,
@@ -199,7 +199,7 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().collect::<Result<_, _>>().unwrap() };
     let keys = |name: &str| -> Vec<String> { rows(name).into_iter().map(|row| row.key).collect() };
     assert_eq!(keys("meta"), ["chain", "fence", "head", "kept", "network", "schema"]);
-    assert_eq!(rows("meta")[5].value, json!(4));
+    assert_eq!(rows("meta")[5].value, json!(SCHEMA_VERSION));
     assert_eq!(rows("meta")[1].value, json!({ "Standing": { "height": 7 } }));
     assert_eq!(rows("meta")[2].value["commit"], json!(1));
     // What is in flight, the vote on it, its certificate, the agreement's entry, the fence.

@@ -158,6 +158,14 @@ async fn a_bad_restore_changes_nothing() {
     copy(&backup, &damaged);
     std::fs::write(damaged.join("db").join("conf"), [0xa5; 62]).unwrap();
     assert_eq!(restore(&damaged, &[])["kind"], json!("damaged"));
+    // Votes that cannot be read are not passed over in silence.
+    let torn = net.directory().join("torn");
+    copy(&backup, &torn);
+    let db = sled::Config::new().path(torn.join("db")).open().unwrap();
+    db.open_tree("votes").unwrap().insert([0, 0, 0, 0, 0, 0, 0, 1, 0, 0], b"?").unwrap();
+    db.flush().unwrap();
+    drop(db);
+    assert_eq!(restore(&torn, &[])["kind"], json!("corrupt"));
     let older = net.directory().join("older");
     copy(&backup, &older);
     let db = sled::Config::new().path(older.join("db")).open().unwrap();

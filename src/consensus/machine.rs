@@ -342,7 +342,8 @@ impl Machine {
         if self.follow.wants(&txid) && !self.is_foreign(&step.view(), &transaction) {
             return self.follow.take_body(&transaction);
         }
-        if let Some(progress) = self.ended(step, &txid) {
+        let ended = if step.view().is_open(&transaction) { None } else { self.ended(step, &txid) };
+        if let Some(progress) = ended {
             match (source, progress) {
                 (Source::Wallet(ticket), progress) => step.act(Action::Reply { ticket, txid, progress }),
                 // It still sends the transaction, so it lacks the proof, or the block.

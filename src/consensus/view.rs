@@ -62,6 +62,11 @@ pub trait View {
     fn dead(&self, txid: &Txid) -> Option<Dead>;
     /// Whether this member, having lost votes, must not vote on what spends this output.
     fn is_fenced(&self, outpoint: &OutPoint) -> bool;
+    /// Whether a transaction is neither settled nor dead; may be cheaper than asking for each.
+    fn is_open(&self, transaction: &Transaction) -> bool {
+        let txid = transaction.txid();
+        !self.is_settled(&txid) && !self.is_dead(&txid)
+    }
     /// Whether a transaction is dead.
     fn is_dead(&self, txid: &Txid) -> bool {
         self.dead(txid).is_some()
@@ -193,6 +198,12 @@ impl<V: View> View for Overlay<'_, V> {
 
     fn is_settled(&self, txid: &Txid) -> bool {
         self.changes.finalized.contains_key(txid) || self.base.is_settled(txid)
+    }
+
+    fn is_open(&self, transaction: &Transaction) -> bool {
+        let txid = transaction.txid();
+        let ended = self.changes.finalized.contains_key(&txid) || self.changes.dead.contains_key(&txid);
+        !ended && self.base.is_open(transaction)
     }
 
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {

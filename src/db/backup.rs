@@ -59,7 +59,8 @@ pub fn backup(data_dir: &Path, to: &Path, cache_bytes: u64, watcher: &dyn Watche
 }
 
 /// Puts a copy of the database in `from` into `data_dir`, behind the fence. What was there
-/// is set aside. With the genesis it is seen to that it is of this network, and one of an
+/// is set aside. A copy that a node would not start with is refused: it can be repaired where
+/// it is. With the genesis it is seen to that it is of this network, and one of an
 /// older schema is migrated.
 pub fn restore(
     data_dir: &Path,
@@ -97,7 +98,7 @@ pub(super) fn fence_and_put(
     watcher: &dyn Watcher,
 ) -> Result<PutInPlace, DatabaseError> {
     watcher.progress("putting it behind the fence", 0, None);
-    let mut database = Database::of_storage(storage)?;
+    let mut database = Database::of_storage(storage, false)?;
     let fenced = put_behind_fence(&mut database)?;
     let stamp = Stamp { commit: database.head.commit, digest: database.head.digest };
     let now = Condition::of(&database.shared.trees, Some(stamp))?;

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
 use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
+use super::confirmed::{Confirming, StoredConfirmed};
 use super::finals::put_finals;
 use super::guard::Stamp;
 use super::prune::PruneBatch;
 use super::schema::{
-    StoredConfirmed, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta,
-    outpoint_key,
+    StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta, outpoint_key,
 };
 use super::store::{Database, DurableHead};
 use crate::consensus::{Changes, LogEntry, Suspension, Utxo};
@@ -44,6 +44,13 @@ impl<T> Durable<T> {
     pub fn split<A, B>(self, f: impl FnOnce(T) -> (A, B)) -> (Durable<A>, Durable<B>) {
         let (a, b) = f(self.0);
         (Durable(a), Durable(b))
+    }
+}
+
+impl<T, E> Durable<Result<T, E>> {
+    /// The value, if it is one.
+    pub fn transpose(self) -> Result<Durable<T>, E> {
+        self.0.map(Durable)
     }
 }
 
@@ -175,8 +182,10 @@ impl Database {
         });
         self.shared.about_to_apply(next_commit, &batch.changes);
         self.engine.apply(&rows)?;
-        self.shared.applied(&batch.changes);
-        self.recent.follow(&batch.changes, &rows);
+        self.shared.applied(next_commit, &batch.changes);
+        self.recent.follow(&batch.changes, &rows, self.next_body);
+        let unproved = batch.prune.as_ref().map_or(&[][..], PruneBatch::unproved);
+        self.shared.proofs.follow(batch.changes.finalized.values(), unproved);
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         (self.head, self.kept) = (head, kept);
@@ -225,11 +234,18 @@ impl Database {
     fn chain_rows(&mut self, rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
         self.unconfirmed.follow(changes, self.head.sequence + 1);
         let confirmed_at: BTreeMap<Txid, UnixSeconds> = changes.log.iter().filter_map(confirmed_by).collect();
+        let settled_now: BTreeMap<&Txid, u64> = changes.finalized.keys().zip(self.next_body..).collect();
+        let mut confirming = Confirming::default();
         for (txid, height) in &changes.confirmed {
+            let number = match settled_now.get(txid) {
+                Some(number) => Some(*number),
+                None => self.recent.settled(&self.reader(), txid)?.map(|stored| stored.number),
+            };
+            let unsettled = || DatabaseError::corrupt("transactions", format!("{txid} of a block is not settled"));
             let confirmed_at = confirmed_at.get(txid).copied().unwrap_or_default();
-            let value = Some(encode(TreeId::Confirmed, &StoredConfirmed { height: *height, confirmed_at })?);
-            rows.push(RowChange { tree: TreeId::Confirmed, key: txid.as_bytes().to_vec(), value });
+            confirming.add(number.ok_or_else(unsettled)?, StoredConfirmed { height: *height, confirmed_at });
         }
+        confirming.put(rows)?;
         for (txid, dead) in &changes.dead {
             let value = Some(encode(TreeId::Dead, dead)?);
             rows.push(RowChange { tree: TreeId::Dead, key: txid.as_bytes().to_vec(), value });

@@ -8,7 +8,7 @@
 //! The proofs of one commit stand together, for they say much the same (see [`super::pack`]),
 //! under the number of the first of them.
 
-use std::collections::VecDeque;
+use std::borrow::Borrow;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,16 +16,16 @@ use super::DatabaseError;
 use super::codec::{RowChange, decode, encode, get_record, put_record, split_row_key};
 use super::engine::Tree;
 use super::pack::StoredCertificates;
+use super::recent::Bounded;
 use super::recover::MAX_NUMBER;
 use super::schema::{StoredFinal, StoredSettled, StoredTransaction, TreeId};
 use super::store::Trees;
 use crate::consensus::{Certificate, Finalized, Settled};
+use crate::limits::MAX_RECENT_PROOF_VOTES;
 use crate::types::{Transaction, Txid};
 
 /// Proofs of one record: reading one makes all of its paths again.
 const PROOFS_IN_RECORD: usize = 64;
-/// Records of proofs that readers keep (each some 70 KiB with three votes in a proof).
-const PROOF_RECORDS_KEPT: usize = 32;
 
 /// Writes what one commit settles, with the proofs; the first of them under `number`.
 pub(super) fn put_finals<'a>(
@@ -36,13 +36,12 @@ pub(super) fn put_finals<'a>(
     let finals: Vec<_> = finals.collect();
     for together in finals.chunks(PROOFS_IN_RECORD) {
         let first = number;
-        let mut proofs = Vec::with_capacity(together.len());
         for (txid, finalized) in together {
             put_final(rows, number, txid, finalized.settled, &finalized.transaction)?;
-            proofs.extend(finalized.certificate.as_deref().cloned());
             number += 1;
         }
-        put_proofs(rows, first, proofs)?;
+        let proofs: Vec<&Certificate> = together.iter().filter_map(|(_, f)| f.certificate.as_deref()).collect();
+        put_proofs(rows, first, &proofs)?;
     }
     Ok(())
 }
@@ -61,7 +60,11 @@ pub(super) fn put_final(
 }
 
 /// Writes the proofs of transactions from `first` on, if there are any.
-pub(super) fn put_proofs(rows: &mut Vec<RowChange>, first: u64, proofs: Vec<Certificate>) -> Result<(), DatabaseError> {
+pub(super) fn put_proofs<C: Borrow<Certificate>>(
+    rows: &mut Vec<RowChange>,
+    first: u64,
+    proofs: &[C],
+) -> Result<(), DatabaseError> {
     if proofs.is_empty() {
         return Ok(());
     }
@@ -87,9 +90,17 @@ pub(super) fn get_final(trees: &Trees, txid: &Txid) -> Result<Option<StoredFinal
 /// A settled transaction's row with its body.
 pub(super) fn with_body(bodies: &Tree, settled: StoredSettled) -> Result<StoredFinal, DatabaseError> {
     let StoredSettled { settled, number } = settled;
+    Ok(StoredFinal { settled, number, transaction: stored_body_at(bodies, number)? })
+}
+
+/// The body under a number.
+pub(super) fn body_at(bodies: &Tree, number: u64) -> Result<Transaction, DatabaseError> {
+    stored_body_at(bodies, number).map(StoredTransaction::into_transaction)
+}
+
+fn stored_body_at(bodies: &Tree, number: u64) -> Result<StoredTransaction, DatabaseError> {
     let body = get_record(bodies, TreeId::Bodies, &number.to_be_bytes())?;
-    let missing = || DatabaseError::corrupt("bodies", format!("number {number} is missing"));
-    Ok(StoredFinal { settled, number, transaction: body.ok_or_else(missing)? })
+    body.ok_or_else(|| DatabaseError::corrupt("bodies", format!("number {number} is missing")))
 }
 
 /// The number of the next body.
@@ -106,35 +117,46 @@ fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
-/// Records of proofs that have been read lately: whoever reads one proof mostly wants its
-/// neighbours next, and the paths of a record are made for all of them at once. A record
+/// Proofs that were written or read lately. A payment's wallet is told of it when it is final
+/// and once more when a block contains it, and whoever reads one proof mostly wants its
+/// neighbours next, while the paths of a record are made for all of them at once. A proof
 /// never changes, it only goes, so what is here is never wrong.
-#[derive(Debug, Default)]
-pub(super) struct ProofCache(Mutex<VecDeque<(u64, Arc<Vec<Certificate>>)>>);
+#[derive(Debug)]
+pub(super) struct ProofCache(Mutex<Bounded<Txid, Arc<Certificate>>>);
+
+impl Default for ProofCache {
+    fn default() -> Self {
+        Self(Mutex::new(Bounded::new(MAX_RECENT_PROOF_VOTES)))
+    }
+}
 
 impl ProofCache {
-    fn records(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Vec<Certificate>>)>> {
+    fn proofs(&self) -> MutexGuard<'_, Bounded<Txid, Arc<Certificate>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes in the proofs that a commit writes, and forgets those that it prunes.
+    pub(super) fn follow<'a>(&self, finals: impl Iterator<Item = &'a Finalized>, pruned: &[Txid]) {
+        let mut proofs = self.proofs();
+        pruned.iter().for_each(|txid| proofs.remove(txid));
+        for proof in finals.filter_map(|finalized| finalized.certificate.as_ref()) {
+            proofs.insert(proof.txid, Arc::clone(proof), proof.votes.len());
+        }
+    }
+
     /// The proof of a settled transaction, until it is pruned.
-    pub(super) fn get(&self, trees: &Trees, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
+    pub(super) fn get(&self, trees: &Trees, txid: &Txid) -> Result<Option<Arc<Certificate>>, DatabaseError> {
+        if let Some(known) = self.proofs().get(txid) {
+            return Ok(Some(Arc::clone(known)));
+        }
         let Some(StoredSettled { number, .. }) = get_settled(trees, txid)? else { return Ok(None) };
         let Some(first) = proofs_of(trees, number)? else { return Ok(None) };
-        let known = self.records().iter().find(|(known, _)| *known == first).map(|(_, proofs)| Arc::clone(proofs));
-        let proofs = match known {
-            Some(proofs) => proofs,
-            None => {
-                let proofs = Arc::new(proofs_at(trees, first)?);
-                let mut records = self.records();
-                records.push_back((first, Arc::clone(&proofs)));
-                if records.len() > PROOF_RECORDS_KEPT {
-                    records.pop_front();
-                }
-                proofs
-            }
-        };
-        Ok(proofs.iter().find(|proof| proof.txid == *txid).cloned())
+        let read: Vec<_> = proofs_at(trees, first)?.into_iter().map(Arc::new).collect();
+        let mut proofs = self.proofs();
+        for proof in &read {
+            proofs.insert(proof.txid, Arc::clone(proof), proof.votes.len());
+        }
+        Ok(read.into_iter().find(|proof| proof.txid == *txid))
     }
 }
 

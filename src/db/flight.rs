@@ -268,7 +268,7 @@ impl FlightRows {
         }
         let before = rows.len();
         if !certificates.is_empty() {
-            let stored = StoredCertificates::of(certificates.iter().copied().cloned().collect());
+            let stored = StoredCertificates::of(&certificates);
             put_record(rows, TreeId::Certificates, &key, &stored)?;
             put(rows, 2, before);
         }

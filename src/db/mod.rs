@@ -25,7 +25,7 @@
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
 //! | `blocks` | height, part | block and commit certificate | linked from 1 up to the tip |
-//! | `confirmed` | txid | height, `confirmed_at` | a row for each transaction of each block |
+//! | `confirmed` | number / 64, height | `confirmed_at`, and which of the 64 | each transaction of each block is in one row, by its number in `transactions` |
 //! | `dead` | txid | [`Dead`] | what a block aborted, and what this node had in flight when a block contradicted it |
 //! | `agreement` | height, number, part | [`AgreementRecord`] | the write-ahead log of the height after the tip, in order |
 //! | `fence` | txid, vout | empty | empty unless votes were lost; then what this member must not vote on ([`FenceState`]) |
@@ -35,6 +35,7 @@
 mod backup;
 mod codec;
 mod commit;
+mod confirmed;
 mod engine;
 mod export;
 mod fence;
@@ -69,6 +70,8 @@ mod m0002_blocks;
 mod m0003_fence;
 #[path = "../../migrations/m0004_bodies.rs"]
 mod m0004_bodies;
+#[path = "../../migrations/m0005_confirmed.rs"]
+mod m0005_confirmed;
 
 /// A row as a frozen migration spells it out: the tree's name, key, and value; none removes
 /// it.

@@ -102,6 +102,7 @@ impl Storage {
                 1 => super::m0002_blocks::rows(genesis),
                 2 => self.rows_of_schema_3()?,
                 3 => self.rows_of_schema_4()?,
+                4 => self.rows_of_schema_5()?,
                 _ => return Err(DatabaseError::corrupt("meta", format!("there never was a schema {schema}"))),
             };
             tracing::info!(from = schema, "migrating the database");
@@ -118,6 +119,11 @@ impl Storage {
     fn rows_of_schema_4(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
         let rows = super::m0004_bodies::rows(|tree| self.all_rows(tree))?;
         rows.ok_or_else(|| DatabaseError::corrupt("transactions", "a row that schema 3 never wrote"))
+    }
+
+    fn rows_of_schema_5(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
+        let rows = super::m0005_confirmed::rows(|tree| self.all_rows(tree))?;
+        rows.ok_or_else(|| DatabaseError::corrupt("confirmed", "a row that schema 4 never wrote"))
     }
 
     /// All rows of a tree, for a migration.

@@ -7,7 +7,8 @@
 //! the nodes that do not follow (a Merkle multiproof); the paths are made again when one of
 //! them is read. Whatever would not come back exactly as it was is stored as it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,11 +49,10 @@ pub(super) struct PackedCertificate {
 
 impl StoredCertificates {
     /// How these are best stored.
-    pub(super) fn of(certificates: Vec<Certificate>) -> Self {
-        match pack(&certificates) {
-            // Also proves that nothing is lost.
-            Some(packed) if packed.clone().unpack().is_ok_and(|again| again == certificates) => packed,
-            _ => Self::Plain(certificates),
+    pub(super) fn of<C: Borrow<Certificate>>(certificates: &[C]) -> Self {
+        match pack(certificates) {
+            Some(packed) if packed.gives_back(certificates) => packed,
+            _ => Self::Plain(certificates.iter().map(|certificate| certificate.borrow().clone()).collect()),
         }
     }
 
@@ -66,24 +66,11 @@ impl StoredCertificates {
             Self::Plain(certificates) => return Ok(certificates),
             Self::Packed { batches, certificates } => (batches, certificates),
         };
-        let mut leaves = vec![BTreeMap::new(); batches.len()];
-        for PackedCertificate { kind, txid, votes, .. } in &certificates {
-            let leaf = Vote { kind: *kind, txid: *txid }.leaf();
-            for (batch, index) in votes {
-                leaves.get_mut(usize::from(*batch)).ok_or(BadPack)?.insert(usize::from(*index), leaf);
-            }
-        }
-        let trees: Vec<Vec<BTreeMap<usize, Hash32>>> =
-            batches.iter().zip(leaves).map(|(batch, leaves)| grow(batch, leaves)).collect::<Result<_, _>>()?;
+        let trees = trees(&batches, &certificates)?;
         let vote = |(batch, index): &(u16, u16)| {
             let place = usize::from(*batch);
             let PackedBatch { voter, signature, size, .. } = &batches[place];
-            let mut at = usize::from(*index);
-            let mut path = Vec::with_capacity(trees[place].len());
-            for level in &trees[place] {
-                path.extend(level.get(&(at ^ 1)).copied());
-                at /= 2;
-            }
+            let path = path(&trees[place], *index).copied().collect();
             SignedVote { voter: *voter, signature: *signature, index: u32::from(*index), batch_size: *size, path }
         };
         let whole = |PackedCertificate { kind, txid, epoch, votes }: &PackedCertificate| Certificate {
@@ -94,60 +81,119 @@ impl StoredCertificates {
         };
         Ok(certificates.iter().map(whole).collect())
     }
+
+    /// Whether nothing was lost: the paths, which are all that is not stored, come back as
+    /// they were.
+    fn gives_back<C: Borrow<Certificate>>(&self, before: &[C]) -> bool {
+        let Self::Packed { batches, certificates } = self else { return true };
+        let Ok(trees) = trees(batches, certificates) else { return false };
+        let same = |(packed, before): (&(u16, u16), &SignedVote)| {
+            path(&trees[usize::from(packed.0)], packed.1).eq(before.path.iter())
+        };
+        let whole = |(packed, before): (&PackedCertificate, &C)| {
+            let votes = &before.borrow().votes;
+            packed.votes.len() == votes.len() && packed.votes.iter().zip(votes).all(same)
+        };
+        certificates.len() == before.len() && certificates.iter().zip(before).all(whole)
+    }
 }
 
 /// What is packed does not fit together.
 #[derive(Debug)]
 struct BadPack;
 
+/// Nodes of one level of a tree that are known, in order of place.
+type Level<T> = Vec<(usize, T)>;
+
+fn node_at<T>(level: &Level<T>, place: usize) -> Option<&T> {
+    let found = level.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+    Some(&level[found].1)
+}
+
+/// Each batch's tree, as far as these certificates need it.
+fn trees(batches: &[PackedBatch], certificates: &[PackedCertificate]) -> Result<Vec<Vec<Level<Hash32>>>, BadPack> {
+    let mut leaves: Vec<Level<Hash32>> = vec![Vec::new(); batches.len()];
+    for PackedCertificate { kind, txid, votes, .. } in certificates {
+        let leaf = Vote { kind: *kind, txid: *txid }.leaf();
+        for (batch, index) in votes {
+            leaves.get_mut(usize::from(*batch)).ok_or(BadPack)?.push((usize::from(*index), leaf));
+        }
+    }
+    batches.iter().zip(leaves).map(|(batch, leaves)| grow(batch, in_order(leaves))).collect()
+}
+
+/// Sorted by place; of several at one place, the last that came.
+fn in_order<T>(mut level: Level<T>) -> Level<T> {
+    level.reverse();
+    level.sort_by_key(|(place, _)| *place);
+    level.dedup_by_key(|(place, _)| *place);
+    level
+}
+
+/// The path from a vote to the root of its batch's tree.
+fn path(levels: &[Level<Hash32>], index: u16) -> impl Iterator<Item = &Hash32> {
+    let place = usize::from(index);
+    levels.iter().enumerate().filter_map(move |(height, level)| node_at(level, (place >> height) ^ 1))
+}
+
 /// The levels of a batch's tree, as far as they are known, from the leaves up to below the
 /// root: every vote, and every sibling on its way.
-fn grow(batch: &PackedBatch, leaves: BTreeMap<usize, Hash32>) -> Result<Vec<BTreeMap<usize, Hash32>>, BadPack> {
+fn grow(batch: &PackedBatch, leaves: Level<Hash32>) -> Result<Vec<Level<Hash32>>, BadPack> {
     let mut size = usize::try_from(batch.size).map_err(|_| BadPack)?;
-    if size > MAX_VOTES_PER_BATCH || leaves.last_key_value().is_none_or(|(index, _)| *index >= size) {
+    if size > MAX_VOTES_PER_BATCH || leaves.last().is_none_or(|(index, _)| *index >= size) {
         return Err(BadPack);
     }
-    let (mut nodes, mut level, mut levels) = (batch.nodes.iter(), leaves, Vec::new());
+    let (mut nodes, mut known, mut levels) = (batch.nodes.iter(), leaves, Vec::new());
     while size > 1 {
-        for index in lonely(&level, size) {
-            level.insert(index, *nodes.next().ok_or(BadPack)?);
+        let mut level = Vec::with_capacity(2 * known.len());
+        let mut above = Vec::with_capacity(known.len());
+        for pair in known.chunk_by(|(a, _), (b, _)| a / 2 == b / 2) {
+            let (place, first) = pair[0];
+            let node = match pair.get(1) {
+                Some((_, right)) => {
+                    level.extend_from_slice(pair);
+                    merkle_parent(&first, right)
+                }
+                None if place ^ 1 >= size => {
+                    level.push((place, first));
+                    first
+                }
+                None => {
+                    let sibling = *nodes.next().ok_or(BadPack)?;
+                    let (left, right) = if place & 1 == 0 { (first, sibling) } else { (sibling, first) };
+                    level.extend([(place & !1, left), (place | 1, right)]);
+                    merkle_parent(&left, &right)
+                }
+            };
+            above.push((place / 2, node));
         }
-        let mut above = BTreeMap::new();
-        for (index, node) in level.iter().filter(|(index, _)| *index & 1 == 0) {
-            let node = level.get(&(index + 1)).map_or(*node, |right| merkle_parent(node, right));
-            above.insert(index / 2, node);
-        }
-        levels.push(std::mem::replace(&mut level, above));
+        levels.push(level);
+        known = above;
         size = size.div_ceil(2);
     }
     if nodes.next().is_none() { Ok(levels) } else { Err(BadPack) }
 }
 
-/// The siblings that a level of so many nodes lacks, in order.
-fn lonely<T>(level: &BTreeMap<usize, T>, size: usize) -> Vec<usize> {
-    let siblings = level.keys().map(|index| index ^ 1);
-    siblings.filter(|sibling| *sibling < size && !level.contains_key(sibling)).collect()
-}
-
 /// Takes certificates apart; `None` if they do not fit together.
-fn pack(certificates: &[Certificate]) -> Option<StoredCertificates> {
+fn pack<C: Borrow<Certificate>>(certificates: &[C]) -> Option<StoredCertificates> {
     let mut places: HashMap<(PublicKey, Signature, u32), usize> = HashMap::new();
-    let mut batches: Vec<(&SignedVote, BTreeMap<usize, &[Hash32]>)> = Vec::new();
+    let mut batches: Vec<(&SignedVote, Level<&[Hash32]>)> = Vec::new();
     let mut packed = Vec::with_capacity(certificates.len());
-    for Certificate { kind, txid, epoch, votes } in certificates {
+    for certificate in certificates {
+        let Certificate { kind, txid, epoch, votes } = certificate.borrow();
         let mut named = Vec::with_capacity(votes.len());
         for vote in votes {
             let place = *places.entry((vote.voter, vote.signature, vote.batch_size)).or_insert(batches.len());
             if place == batches.len() {
-                batches.push((vote, BTreeMap::new()));
+                batches.push((vote, Vec::new()));
             }
-            batches[place].1.insert(usize::try_from(vote.index).ok()?, &vote.path);
+            batches[place].1.push((usize::try_from(vote.index).ok()?, &vote.path));
             named.push((u16::try_from(place).ok()?, u16::try_from(vote.index).ok()?));
         }
         packed.push(PackedCertificate { kind: *kind, txid: *txid, epoch: *epoch, votes: named });
     }
-    let batch = |(vote, paths): (&SignedVote, BTreeMap<usize, &[Hash32]>)| {
-        let nodes = missing_nodes(paths, usize::try_from(vote.batch_size).ok()?)?;
+    let batch = |(vote, paths): (&SignedVote, Level<&[Hash32]>)| {
+        let nodes = missing_nodes(in_order(paths), usize::try_from(vote.batch_size).ok()?)?;
         Some(PackedBatch { voter: vote.voter, signature: vote.signature, size: vote.batch_size, nodes })
     };
     let batches = batches.into_iter().map(batch).collect::<Option<_>>()?;
@@ -155,16 +201,16 @@ fn pack(certificates: &[Certificate]) -> Option<StoredCertificates> {
 }
 
 /// The nodes that do not follow from the votes whose paths these are.
-fn missing_nodes(mut level: BTreeMap<usize, &[Hash32]>, mut size: usize) -> Option<Vec<Hash32>> {
+fn missing_nodes(mut level: Level<&[Hash32]>, mut size: usize) -> Option<Vec<Hash32>> {
     let mut nodes = Vec::new();
     while size > 1 {
-        for index in lonely(&level, size) {
-            nodes.push(*level.get(&(index ^ 1))?.first()?);
-        }
-        let mut above: BTreeMap<usize, &[Hash32]> = BTreeMap::new();
-        for (index, path) in &level {
-            let rest = if index ^ 1 < size { path.get(1..)? } else { path };
-            above.insert(index / 2, rest);
+        let mut above: Level<&[Hash32]> = Vec::with_capacity(level.len());
+        for pair in level.chunk_by(|(a, _), (b, _)| a / 2 == b / 2) {
+            let (place, path) = pair[0];
+            if pair.len() == 1 && place ^ 1 < size {
+                nodes.push(*path.first()?);
+            }
+            above.push((place / 2, if place ^ 1 < size { path.get(1..)? } else { path }));
         }
         level = above;
         size = size.div_ceil(2);
@@ -212,7 +258,7 @@ mod tests {
             let some: Vec<usize> = (0..size).filter(|n| n % 7 == size % 7).collect();
             for places in [&every, &some, &vec![size - 1], &vec![0]] {
                 let before = certificates(size, places);
-                let stored = StoredCertificates::of(before.clone());
+                let stored = StoredCertificates::of(&before);
                 assert!(before.is_empty() || matches!(stored, StoredCertificates::Packed { .. }), "{size} {places:?}");
                 assert_eq!(stored.into_certificates(TreeId::Certificates).unwrap(), before);
             }
@@ -222,7 +268,7 @@ mod tests {
     #[test]
     fn a_full_batch_costs_its_places_only() {
         let before = certificates(128, &(0..128).collect::<Vec<_>>());
-        let (packed, plain) = (StoredCertificates::of(before.clone()), StoredCertificates::Plain(before));
+        let (packed, plain) = (StoredCertificates::of(&before), StoredCertificates::Plain(before));
         assert!(bytes(&packed) * 12 < bytes(&plain), "{} of {}", bytes(&packed), bytes(&plain));
     }
 
@@ -246,7 +292,7 @@ mod tests {
         twice.extend(whole);
         twice[3].votes[0].path[1] = Hash32::from_bytes([3; 32]);
         for before in [other_tree, short, long, beyond, huge, twice] {
-            let stored = StoredCertificates::of(before.clone());
+            let stored = StoredCertificates::of(&before);
             assert!(matches!(stored, StoredCertificates::Plain(_)), "{before:?}");
             assert_eq!(stored.into_certificates(TreeId::Proofs).unwrap(), before);
         }
@@ -254,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_damaged_pack_is_an_error() {
-        let packed = StoredCertificates::of(certificates(9, &[0, 4]));
+        let packed = StoredCertificates::of(&certificates(9, &[0, 4]));
         let damages: [fn(&mut PackedBatch, &mut PackedCertificate); 5] = [
             |batch, _| batch.nodes.truncate(1),
             |batch, _| batch.nodes.push(Hash32::from_bytes([0; 32])),

@@ -17,7 +17,7 @@ use super::finals::{proofs_at, proofs_of};
 use super::schema::{StoredFinal, TreeId, meta, outpoint_key};
 use super::store::{Reader, sequence_of};
 use crate::consensus::LogEntry;
-use crate::types::Height;
+use crate::types::{Height, Txid};
 
 /// Rows of the log that are looked through for the next block that is done.
 const MAX_LOG_ROWS_AHEAD: usize = 65_536;
@@ -38,9 +38,15 @@ pub struct Pruned {
 pub struct PruneBatch {
     rows: Vec<RowChange>,
     pruned: Pruned,
+    /// Whose proofs are among them.
+    unproved: Vec<Txid>,
 }
 
 impl PruneBatch {
+    pub(super) fn unproved(&self) -> &[Txid] {
+        &self.unproved
+    }
+
     pub(super) fn rows(&self) -> Result<Vec<RowChange>, DatabaseError> {
         let value = Some(encode(TreeId::Meta, &self.pruned)?);
         let mut rows = self.rows.clone();
@@ -83,24 +89,31 @@ impl Reader {
                 (pruned.height, pruned.entries) = (pruned.height + 1, 0);
             }
         }
+        let mut unproved = Vec::new();
         for first in proofs {
-            self.forget_proofs(&mut rows, first, keep_above)?;
+            unproved.extend(self.forget_proofs(&mut rows, first, keep_above)?);
         }
         self.prunable_log(&mut rows, &mut pruned, most)?;
-        Ok((pruned != before).then_some(PruneBatch { rows, pruned }))
+        Ok((pruned != before).then_some(PruneBatch { rows, pruned, unproved }))
     }
 
-    /// A record of proofs, if blocks that are not kept prove all that it proves.
-    fn forget_proofs(&self, rows: &mut Vec<RowChange>, first: u64, keep_above: Height) -> Result<(), DatabaseError> {
-        for proof in proofs_at(&self.shared.trees, first)? {
+    /// A record of proofs, if blocks that are not kept prove all that it proves; gives what.
+    fn forget_proofs(
+        &self,
+        rows: &mut Vec<RowChange>,
+        first: u64,
+        keep_above: Height,
+    ) -> Result<Vec<Txid>, DatabaseError> {
+        let proofs = proofs_at(&self.shared.trees, first)?;
+        for proof in &proofs {
             if self.confirmed(&proof.txid)?.is_none_or(|height| height > keep_above) {
-                return Ok(());
+                return Ok(Vec::new());
             }
         }
         let key = first.to_be_bytes();
         let parts = record_parts(self.tree(TreeId::Proofs), TreeId::Proofs, &key)?;
         remove_record(rows, TreeId::Proofs, &key, parts);
-        Ok(())
+        Ok(proofs.into_iter().map(|proof| proof.txid).collect())
     }
 
     /// The log's rows before and with the last block whose outputs are done: whatever

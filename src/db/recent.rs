@@ -13,15 +13,15 @@ use std::sync::Arc;
 
 use super::DatabaseError;
 use super::codec::RowChange;
-use super::schema::{TreeId, parse_outpoint_key};
-use super::store::Reader;
-use crate::consensus::{Changes, Dead, Settled, Utxo};
+use super::schema::{StoredFinal, StoredSettled, TreeId, parse_outpoint_key};
+use super::store::{Reader, Trees};
+use crate::consensus::{Changes, Dead, Utxo};
 use crate::limits::{MAX_RECENT_OUTPUTS, MAX_RECENT_PLACES};
 use crate::types::{OutPoint, Transaction, Txid};
 
 /// A map that forgets what came first when it weighs too much.
 #[derive(Debug)]
-struct Bounded<K, V> {
+pub(super) struct Bounded<K, V> {
     values: HashMap<K, (V, usize)>,
     order: VecDeque<K>,
     weight: usize,
@@ -29,15 +29,15 @@ struct Bounded<K, V> {
 }
 
 impl<K: Hash + Eq + Copy, V> Bounded<K, V> {
-    fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self { values: HashMap::new(), order: VecDeque::new(), weight: 0, most }
     }
 
-    fn get(&self, key: &K) -> Option<&V> {
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
         self.values.get(key).map(|(value, _)| value)
     }
 
-    fn insert(&mut self, key: K, value: V, weight: usize) {
+    pub(super) fn insert(&mut self, key: K, value: V, weight: usize) {
         self.weight += weight;
         match self.values.insert(key, (value, weight)) {
             Some((_, before)) => self.weight -= before,
@@ -49,7 +49,7 @@ impl<K: Hash + Eq + Copy, V> Bounded<K, V> {
         }
     }
 
-    fn remove(&mut self, key: &K) {
+    pub(super) fn remove(&mut self, key: &K) {
         if let Some((_, weight)) = self.values.remove(key) {
             self.weight -= weight;
         }
@@ -62,7 +62,7 @@ enum Fate {
     /// It is neither settled nor dead.
     Open,
     Settled {
-        settled: Settled,
+        stored: StoredSettled,
         body: Option<Arc<Transaction>>,
     },
     Dead(Dead),
@@ -72,6 +72,11 @@ enum Fate {
 struct Tables {
     outputs: Bounded<OutPoint, Option<Utxo>>,
     fates: Bounded<Txid, Fate>,
+    /// Whether anything ever died here. In most networks nothing has, and an empty tree need
+    /// not be asked.
+    has_dead: bool,
+    /// The same for what is behind a fence.
+    has_fenced: bool,
 }
 
 /// What is remembered. Belongs to the writer; readers of other threads never see it.
@@ -79,29 +84,36 @@ struct Tables {
 pub(super) struct Recent(RefCell<Tables>);
 
 impl Recent {
-    pub(super) fn new() -> Self {
-        let outputs = Bounded::new(MAX_RECENT_OUTPUTS);
-        Self(RefCell::new(Tables { outputs, fates: Bounded::new(MAX_RECENT_PLACES) }))
+    pub(super) fn new(trees: &Trees) -> Result<Self, DatabaseError> {
+        let (outputs, fates) = (Bounded::new(MAX_RECENT_OUTPUTS), Bounded::new(MAX_RECENT_PLACES));
+        let has_dead = trees.get(TreeId::Dead).first()?.is_some();
+        let has_fenced = trees.get(TreeId::Fence).first()?.is_some();
+        Ok(Self(RefCell::new(Tables { outputs, fates, has_dead, has_fenced })))
     }
 
-    /// Takes in what has just been applied.
-    pub(super) fn follow(&mut self, changes: &Changes, rows: &[RowChange]) {
-        let Tables { outputs, fates } = self.0.get_mut();
+    /// Takes in what has just been applied; the first body of it under this number.
+    pub(super) fn follow(&mut self, changes: &Changes, rows: &[RowChange], first_number: u64) {
+        let Tables { outputs, fates, has_dead, has_fenced } = self.0.get_mut();
         for (outpoint, utxo) in &changes.utxos {
             outputs.insert(*outpoint, Some(*utxo), 1);
         }
-        for (txid, finalized) in &changes.finalized {
+        for ((txid, finalized), number) in changes.finalized.iter().zip(first_number..) {
             let body = Arc::clone(&finalized.transaction);
-            let weight = weight(&body);
-            fates.insert(*txid, Fate::Settled { settled: finalized.settled, body: Some(body) }, weight);
+            let (weight, stored) = (weight(&body), StoredSettled { settled: finalized.settled, number });
+            fates.insert(*txid, Fate::Settled { stored, body: Some(body) }, weight);
         }
         for (txid, dead) in &changes.dead {
             fates.insert(*txid, Fate::Dead(*dead), 1);
         }
-        // What was pruned.
-        for row in rows.iter().filter(|row| row.tree == TreeId::Utxos && row.value.is_none()) {
-            if let Some(outpoint) = parse_outpoint_key(&row.key) {
-                outputs.remove(&outpoint);
+        for row in rows {
+            match (row.tree, &row.value) {
+                (TreeId::Dead, Some(_)) => *has_dead = true,
+                (TreeId::Fence, Some(_)) => *has_fenced = true,
+                // What was pruned.
+                (TreeId::Utxos, None) => {
+                    parse_outpoint_key(&row.key).iter().for_each(|outpoint| outputs.remove(outpoint));
+                }
+                _ => {}
             }
         }
     }
@@ -116,18 +128,30 @@ impl Recent {
         Ok(utxo)
     }
 
+    fn read_dead(&self, reader: &Reader, txid: &Txid) -> Result<Option<Dead>, DatabaseError> {
+        let none = !self.0.borrow().has_dead;
+        debug_assert!(!none || reader.dead(txid)?.is_none(), "{txid} is dead");
+        if none { Ok(None) } else { reader.dead(txid) }
+    }
+
+    pub(super) fn is_fenced(&self, reader: &Reader, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
+        let none = !self.0.borrow().has_fenced;
+        debug_assert!(!none || !reader.is_fenced(outpoint)?, "{outpoint:?} is fenced");
+        Ok(!none && reader.is_fenced(outpoint)?)
+    }
+
     fn fate(&self, reader: &Reader, txid: &Txid) -> Result<Fate, DatabaseError> {
         if let Some(known) = self.0.borrow().fates.get(txid) {
             #[cfg(debug_assertions)]
             match known {
-                Fate::Settled { settled, .. } => assert_eq!(Some(*settled), reader.settled(txid)?, "{txid}"),
+                Fate::Settled { stored, .. } => assert_eq!(Some(*stored), reader.stored_settled(txid)?, "{txid}"),
                 Fate::Dead(dead) => assert_eq!(Some(*dead), reader.dead(txid)?, "{txid}"),
                 Fate::Open => assert!(!reader.is_final(txid)? && reader.dead(txid)?.is_none(), "{txid}"),
             }
             return Ok(known.clone());
         }
-        let fate = match (reader.settled(txid)?, reader.dead(txid)?) {
-            (Some(settled), _) => Fate::Settled { settled, body: None },
+        let fate = match (reader.stored_settled(txid)?, self.read_dead(reader, txid)?) {
+            (Some(stored), _) => Fate::Settled { stored, body: None },
             (None, Some(dead)) => Fate::Dead(dead),
             (None, None) => Fate::Open,
         };
@@ -135,9 +159,25 @@ impl Recent {
         Ok(fate)
     }
 
-    pub(super) fn settled(&self, reader: &Reader, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
+    /// Whether a transaction is neither settled nor dead. One that is settled has spent its
+    /// inputs, and they are looked up anyhow.
+    pub(super) fn is_open(&self, reader: &Reader, transaction: &Transaction) -> Result<bool, DatabaseError> {
+        let txid = transaction.txid();
+        let known = self.0.borrow().fates.get(&txid).is_some();
+        if let (false, Some(input)) = (known, transaction.spends().next()) {
+            let live = self.utxo(reader, &input)?.is_some_and(|utxo| utxo.state.is_live());
+            if live && self.read_dead(reader, &txid)?.is_none() {
+                debug_assert!(!reader.is_final(&txid)?, "{txid} is settled, and {input:?} is live");
+                self.0.borrow_mut().fates.insert(txid, Fate::Open, 1);
+                return Ok(true);
+            }
+        }
+        Ok(matches!(self.fate(reader, &txid)?, Fate::Open))
+    }
+
+    pub(super) fn settled(&self, reader: &Reader, txid: &Txid) -> Result<Option<StoredSettled>, DatabaseError> {
         Ok(match self.fate(reader, txid)? {
-            Fate::Settled { settled, .. } => Some(settled),
+            Fate::Settled { stored, .. } => Some(stored),
             Fate::Open | Fate::Dead(_) => None,
         })
     }
@@ -155,9 +195,9 @@ impl Recent {
             Fate::Settled { body: None, .. } => {}
             Fate::Open | Fate::Dead(_) => return Ok(None),
         }
-        let Some((body, settled)) = reader.finalized(txid)? else { return Ok(None) };
-        let body = Arc::new(body);
-        let fate = Fate::Settled { settled, body: Some(Arc::clone(&body)) };
+        let Some(StoredFinal { settled, number, transaction }) = reader.stored_final(txid)? else { return Ok(None) };
+        let body = Arc::new(transaction.into_transaction());
+        let fate = Fate::Settled { stored: StoredSettled { settled, number }, body: Some(Arc::clone(&body)) };
         self.0.borrow_mut().fates.insert(*txid, fate, weight(&body));
         Ok(Some(body))
     }

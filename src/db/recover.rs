@@ -85,18 +85,18 @@ impl Database {
         if !super::switch::will_be_there(data_dir) {
             return Err(DatabaseError::Missing(data_dir.to_path_buf()));
         }
-        Self::of_storage(Storage::open(data_dir, cache_bytes)?)
+        Self::of_storage(Storage::open(data_dir, cache_bytes)?, true)
     }
 
-    /// The same of files that are open.
-    pub(super) fn of_storage(storage: Storage) -> Result<Self, DatabaseError> {
+    /// The same of files that are open; what is not sound is passed over only if `tolerant`.
+    pub(super) fn of_storage(storage: Storage, tolerant: bool) -> Result<Self, DatabaseError> {
         let unfinished = || DatabaseError::corrupt("meta", "the database was never filled to the end");
         match super::open::schema_check(&storage.trees)?.ok_or_else(unfinished)? {
             SCHEMA_VERSION => {}
             found => return Err(DatabaseError::OlderSchema { found, known: SCHEMA_VERSION }),
         }
         let network = storage.meta::<StoredNetwork>(meta::NETWORK)?.ok_or_else(unfinished)?;
-        Ok(Self::carry_on(storage, network, true)?.database)
+        Ok(Self::carry_on(storage, network, tolerant)?.database)
     }
 
     fn recover(storage: Storage, owner: Owner<'_>) -> Result<Opened, DatabaseError> {
@@ -144,7 +144,7 @@ impl Database {
         let unconfirmed = UnconfirmedRows::default();
         let kept = Kept::read(&shared.trees)?;
         let next_body = next_number(shared.trees.get(TreeId::Bodies))?;
-        let recent = Recent::new();
+        let recent = Recent::new(&shared.trees)?;
         let mut database =
             Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, next_body, recent, shared };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;

@@ -76,7 +76,7 @@ pub(super) fn settle_flight(database: &mut Database) -> Result<Vec<Vote>, Databa
         put_record(&mut rows, TreeId::Votes, &key, &kept)?;
     }
     if !certificates.is_empty() {
-        put_record(&mut rows, TreeId::Certificates, &key, &StoredCertificates::of(certificates))?;
+        put_record(&mut rows, TreeId::Certificates, &key, &StoredCertificates::of(&certificates))?;
     }
     commit(database, rows)?;
     let mut gone = Vec::new();

@@ -10,7 +10,7 @@ use crate::types::{
 };
 
 /// The schema that this program writes. A database of an older one is migrated first.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// The trees, by the index that commits use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,13 +179,6 @@ pub(super) struct StoredFinal {
     pub(super) settled: Settled,
     pub(super) number: u64,
     pub(super) transaction: StoredTransaction,
-}
-
-/// A row of `confirmed`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredConfirmed {
-    pub(super) height: Height,
-    pub(super) confirmed_at: UnixSeconds,
 }
 
 /// The chain's tip, written by every block.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -12,13 +12,14 @@ use tokio::sync::watch;
 use super::DatabaseError;
 use super::codec::{decode, get_record, records};
 use super::commit::{Durable, UnconfirmedRows, finalized_by};
+use super::confirmed::{self, StoredConfirmed};
 use super::engine::{Engine, Tree};
 use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
 use super::recent::Recent;
 use super::schema::{
-    Head, StoredConfirmed, StoredFinal, StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
+    Head, StoredFinal, StoredNetwork, StoredSettled, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
     outpoint_key, parse_outpoint_key,
 };
 use crate::consensus::{Certificate, ChainTip, Changes, Dead, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
@@ -54,16 +55,15 @@ pub struct DurableHead {
 pub(super) struct Shared {
     pub(super) trees: Trees,
     /// The commit that has been, or is just being, applied in memory.
-    applied: AtomicU64,
+    begun: AtomicU64,
+    /// The last commit that is applied in memory as a whole.
+    applied: Waited,
     durable: watch::Sender<DurableHead>,
     /// For threads that wait without a runtime.
-    durable_commit: Mutex<u64>,
-    became_durable: Condvar,
-    /// The writer is gone; what was not durable then never will be.
-    ended: AtomicBool,
+    durable_commit: Waited,
     network: StoredNetwork,
     flights: RwLock<FlightTable>,
-    proofs: finals::ProofCache,
+    pub(super) proofs: finals::ProofCache,
 }
 
 impl Shared {
@@ -71,11 +71,10 @@ impl Shared {
         let durable = DurableHead { commit: head.commit, sequence: head.sequence, height };
         Self {
             trees,
-            applied: AtomicU64::new(head.commit),
+            begun: AtomicU64::new(head.commit),
+            applied: Waited::at(head.commit),
             durable: watch::Sender::new(durable),
-            durable_commit: Mutex::new(head.commit),
-            became_durable: Condvar::new(),
-            ended: AtomicBool::new(false),
+            durable_commit: Waited::at(head.commit),
             network,
             flights: RwLock::new(flights),
             proofs: finals::ProofCache::default(),
@@ -92,17 +91,17 @@ impl Shared {
 
     /// A commit is about to be applied: what is read from now on may be of it.
     pub(super) fn about_to_apply(&self, commit: u64, changes: &Changes) {
-        self.applied.store(commit, Ordering::SeqCst);
+        self.begun.store(commit, Ordering::SeqCst);
         self.flights.write().unwrap_or_else(PoisonError::into_inner).begin(changes);
     }
 
-    pub(super) fn applied(&self, changes: &Changes) {
+    pub(super) fn applied(&self, commit: u64, changes: &Changes) {
         self.flights.write().unwrap_or_else(PoisonError::into_inner).end(changes);
+        self.applied.reach(commit);
     }
 
     pub(super) fn now_durable(&self, head: DurableHead) {
-        *self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner) = head.commit;
-        self.became_durable.notify_all();
+        self.durable_commit.reach(head.commit);
         self.durable.send_replace(head);
     }
 
@@ -112,24 +111,57 @@ impl Shared {
 
     /// Nothing more will become durable: those that wait for it wait in vain.
     pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // Taken so that nobody is between looking and waiting.
-        drop(self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner));
-        self.became_durable.notify_all();
+        self.applied.end();
+        self.durable_commit.end();
+    }
+
+    /// Waits until everything that a read before this call can have seen is applied as a
+    /// whole, and its entries are in the log.
+    fn wait_applied(&self) -> Result<(), DatabaseError> {
+        self.applied.wait(self.begun.load(Ordering::SeqCst))
     }
 
     /// Waits until everything that a read before this call can have seen is durable.
     fn wait_durable(&self) -> Result<(), DatabaseError> {
-        let seen = self.applied.load(Ordering::SeqCst);
-        let mut durable = self.durable_commit.lock().unwrap_or_else(PoisonError::into_inner);
-        while *durable < seen {
-            if self.ended.load(Ordering::SeqCst) {
-                let source = std::io::Error::other("the writer has stopped");
-                return Err(DatabaseError::Io { what: "waiting for a commit", source });
+        self.durable_commit.wait(self.begun.load(Ordering::SeqCst))
+    }
+}
+
+/// The number of a commit that has come so far, for threads that wait for it.
+#[derive(Debug)]
+struct Waited {
+    /// The commit, and whether the writer is gone: what has not come so far by then never will.
+    reached: Mutex<(u64, bool)>,
+    moved: Condvar,
+}
+
+impl Waited {
+    const fn at(commit: u64) -> Self {
+        Self { reached: Mutex::new((commit, false)), moved: Condvar::new() }
+    }
+
+    fn reach(&self, commit: u64) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).0 = commit;
+        self.moved.notify_all();
+    }
+
+    fn end(&self) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.moved.notify_all();
+    }
+
+    fn wait(&self, commit: u64) -> Result<(), DatabaseError> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *reached {
+                (so_far, _) if so_far >= commit => return Ok(()),
+                (_, true) => {
+                    let source = std::io::Error::other("the writer has stopped");
+                    return Err(DatabaseError::Io { what: "waiting for a commit", source });
+                }
+                (_, false) => reached = self.moved.wait(reached).unwrap_or_else(PoisonError::into_inner),
             }
-            durable = self.became_durable.wait(durable).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
     }
 }
 
@@ -288,9 +320,13 @@ impl Reader {
         finals::get_final(&self.shared.trees, txid)
     }
 
+    pub(super) fn stored_settled(&self, txid: &Txid) -> Result<Option<StoredSettled>, DatabaseError> {
+        finals::get_settled(&self.shared.trees, txid)
+    }
+
     /// The summary of a final transaction.
     pub fn settled(&self, txid: &Txid) -> Result<Option<Settled>, DatabaseError> {
-        Ok(finals::get_settled(&self.shared.trees, txid)?.map(|stored| stored.settled))
+        Ok(self.stored_settled(txid)?.map(|stored| stored.settled))
     }
 
     /// A final transaction.
@@ -317,12 +353,12 @@ impl Reader {
         match held {
             Some(certificate) => Ok(Some(certificate.as_ref().clone())),
             None if kind == VoteKind::Abort => Ok(None),
-            None => self.proof(txid),
+            None => Ok(self.proof(txid)?.map(|proof| proof.as_ref().clone())),
         }
     }
 
     /// F(T) of a settled transaction, until it is pruned.
-    pub(super) fn proof(&self, txid: &Txid) -> Result<Option<Certificate>, DatabaseError> {
+    pub(super) fn proof(&self, txid: &Txid) -> Result<Option<Arc<Certificate>>, DatabaseError> {
         self.shared.proofs.get(&self.shared.trees, txid)
     }
 
@@ -332,8 +368,12 @@ impl Reader {
     }
 
     pub(super) fn stored_confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, DatabaseError> {
-        let row = self.tree(TreeId::Confirmed).get(txid.as_bytes())?;
-        row.map(|row| decode(TreeId::Confirmed, &row)).transpose()
+        confirmed::get_confirmed(&self.shared.trees, txid)
+    }
+
+    /// The height of the block that contains the transaction whose body has this number.
+    pub(super) fn confirmed_by_number(&self, number: u64) -> Result<Option<Height>, DatabaseError> {
+        Ok(confirmed::confirmed_by_number(&self.shared.trees, number)?.map(|confirmed| confirmed.height))
     }
 
     /// How a transaction died.
@@ -435,12 +475,12 @@ impl Reader {
     }
 
     /// The live outputs of `addresses` and every one of `outpoints` that exists, as of a
-    /// durable sequence, while commits go on.
+    /// durable sequence, while commits go on. No sync is waited for.
     ///
     /// The rows are read one by one and may be of different, even of not yet durable,
     /// commits. But each change is in the log with its old state, in the same commit. So
     /// what changed after the chosen sequence is taken back with the log.
-    pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Snapshot, DatabaseError> {
+    pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Durable<Snapshot>, DatabaseError> {
         let sequence = self.durable_head().sequence;
         let addresses: BTreeSet<Address> = addresses.iter().copied().collect();
         let outpoints: BTreeSet<OutPoint> = outpoints.iter().copied().collect();
@@ -460,6 +500,7 @@ impl Reader {
                 found.insert(*outpoint, utxo);
             }
         }
+        self.shared.wait_applied()?;
         let mut taken_back = BTreeSet::new();
         for (_, entry) in self.changes(sequence, u64::MAX, usize::MAX)? {
             let LogEntry::Transition(Transition { outpoint, output, old_state, .. }) = entry else { continue };
@@ -477,7 +518,16 @@ impl Reader {
             .filter(|(outpoint, utxo)| utxo.state.is_live() || outpoints.contains(outpoint))
             .map(|(outpoint, Utxo { output, state })| UtxoEntry { outpoint, output, state })
             .collect();
-        Ok(Snapshot { sequence, utxos })
+        Ok(Durable::new(Snapshot { sequence, utxos }))
+    }
+
+    /// The outputs at these places, as of one durable sequence; see [`Reader::snapshot`].
+    pub fn states(&self, outpoints: &[OutPoint]) -> Result<Durable<Vec<Option<Utxo>>>, DatabaseError> {
+        Ok(self.snapshot(&[], outpoints)?.map(|Snapshot { utxos, .. }| {
+            let found = |outpoint: &OutPoint| utxos.binary_search_by_key(outpoint, |entry| entry.outpoint).ok();
+            let state = |at: usize| Utxo { output: utxos[at].output, state: utxos[at].state };
+            outpoints.iter().map(|outpoint| found(outpoint).map(state)).collect()
+        }))
     }
 
     /// A page of the live outputs of some addresses, with the total over all pages.
@@ -486,14 +536,16 @@ impl Reader {
         addresses: &[Address],
         after: Option<OutPoint>,
         limit: usize,
-    ) -> Result<AddressPage, DatabaseError> {
-        let Snapshot { sequence, utxos } = self.snapshot(addresses, &[])?;
-        let total = Amount::checked_sum(utxos.iter().map(|u| u.output.amount))
-            .ok_or_else(|| DatabaseError::corrupt("utxos", "more money than there is"))?;
-        let mut rest = utxos.into_iter().filter(|u| after.is_none_or(|after| u.outpoint > after));
-        let page: Vec<UtxoEntry> = rest.by_ref().take(limit).collect();
-        let next = rest.next().and(page.last()).map(|last| last.outpoint);
-        Ok(AddressPage { sequence, utxos: page, total, next })
+    ) -> Result<Durable<AddressPage>, DatabaseError> {
+        let page = self.snapshot(addresses, &[])?.map(|Snapshot { sequence, utxos }| {
+            let total = Amount::checked_sum(utxos.iter().map(|u| u.output.amount))
+                .ok_or_else(|| DatabaseError::corrupt("utxos", "more money than there is"))?;
+            let mut rest = utxos.into_iter().filter(|u| after.is_none_or(|after| u.outpoint > after));
+            let page: Vec<UtxoEntry> = rest.by_ref().take(limit).collect();
+            let next = rest.next().and(page.last()).map(|last| last.outpoint);
+            Ok(AddressPage { sequence, utxos: page, total, next })
+        });
+        page.transpose()
     }
 
     /// Bytes on disk.

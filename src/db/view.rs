@@ -51,11 +51,15 @@ impl View for LedgerView<'_> {
     }
 
     fn settled(&self, txid: &Txid) -> Option<Settled> {
-        self.latch(|| self.recent.settled(&self.reader, txid))
+        self.latch(|| Ok(self.recent.settled(&self.reader, txid)?.map(|stored| stored.settled)))
     }
 
     fn is_settled(&self, txid: &Txid) -> bool {
         self.latch(|| self.recent.settled(&self.reader, txid).map(|settled| Some(settled.is_some()))).unwrap_or(true)
+    }
+
+    fn is_open(&self, transaction: &Transaction) -> bool {
+        self.latch(|| self.recent.is_open(&self.reader, transaction).map(Some)).unwrap_or(false)
     }
 
     fn body(&self, txid: &Txid) -> Option<Arc<Transaction>> {
@@ -63,7 +67,10 @@ impl View for LedgerView<'_> {
     }
 
     fn confirmed(&self, txid: &Txid) -> Option<Height> {
-        self.latch(|| self.reader.confirmed(txid))
+        self.latch(|| match self.recent.settled(&self.reader, txid)? {
+            Some(stored) => self.reader.confirmed_by_number(stored.number),
+            None => Ok(None),
+        })
     }
 
     fn dead(&self, txid: &Txid) -> Option<Dead> {
@@ -71,6 +78,6 @@ impl View for LedgerView<'_> {
     }
 
     fn is_fenced(&self, outpoint: &OutPoint) -> bool {
-        self.latch(|| self.reader.is_fenced(outpoint).map(Some)).unwrap_or(true)
+        self.latch(|| self.recent.is_fenced(&self.reader, outpoint).map(Some)).unwrap_or(true)
     }
 }

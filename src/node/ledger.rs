@@ -477,6 +477,10 @@ impl Ledger {
             return Err(Stop::Fault(Box::new(fault)));
         }
         let suspension = self.new_suspension(voting);
+        // A body is its wallet's word, not this node's: it goes on at once, so that the members
+        // write it down beside this one and not after it.
+        let (bodies, actions) = actions.into_iter().partition(|action| matches!(action, Action::Broadcast(_)));
+        self.outbox.relay(bodies);
         let outgoing = Outgoing {
             actions,
             votes: changes.votes.clone(),
@@ -508,7 +512,6 @@ impl Ledger {
         if now == before {
             return None;
         }
-        *self.health.voting.lock().unwrap_or_else(PoisonError::into_inner) = now;
         match now {
             Voting::Suspended(reason) => {
                 tracing::error!(%reason, "this node stops voting; see `time-db`");
@@ -560,7 +563,9 @@ impl Ledger {
         if health.height.swap(height, Ordering::Relaxed) != height {
             self.outbox.peers.set_height(height);
         }
+        // The fence first: whoever sees that this member votes sees also behind what.
         *health.fence.lock().unwrap_or_else(PoisonError::into_inner) = self.machine.fence();
+        *health.voting.lock().unwrap_or_else(PoisonError::into_inner) = self.machine.voting();
         health.unconfirmed.store(self.machine.unconfirmed(), Ordering::Relaxed);
         health.goal.store(self.machine.goal(now_ms), Ordering::Relaxed);
         health.behind.store(self.machine.is_behind(), Ordering::Relaxed);

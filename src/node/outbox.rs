@@ -57,11 +57,17 @@ impl Outbox {
         }
     }
 
-    fn perform(&self, action: Action) {
-        match action {
-            Action::Broadcast(transaction) => {
+    /// Passes on the bodies among these, which do not wait for a commit. Everything else does.
+    pub(super) fn relay(&self, actions: Vec<Action>) {
+        for action in actions {
+            if let Action::Broadcast(transaction) = action {
                 self.send(None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
             }
+        }
+    }
+
+    fn perform(&self, action: Action) {
+        match action {
             Action::Send { to, transaction } => {
                 self.send(Some(to), &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
             }
@@ -92,8 +98,8 @@ impl Outbox {
             }
             Action::Reply { ticket, txid, progress } => self.statuses.reply(ticket, txid, &progress),
             Action::Progress { txid, progress } => self.statuses.progress(txid, &progress),
-            // Both are taken apart before they come here.
-            Action::ResendVotes { .. } | Action::Request { .. } => {}
+            // These are taken apart before they come here.
+            Action::Broadcast(_) | Action::ResendVotes { .. } | Action::Request { .. } => {}
         }
     }
 

@@ -13,7 +13,8 @@ use super::status::StatusHub;
 use super::sync::FinalizedSync;
 use super::verify::VerifyPool;
 use crate::consensus::{
-    Event, MemberBatch, MemberIndex, Rejection, Signable, SignedTransaction, Source, VoteBatch, VoteKind, check_form,
+    Event, MemberBatch, MemberIndex, Rejection, Signable, SignedTransaction, Source, Utxo, VoteBatch, VoteKind,
+    check_form,
 };
 use crate::db::{DatabaseError, Durable, Reader};
 use crate::limits::{
@@ -183,8 +184,17 @@ impl UTXOProtocolHandler {
         connection: &Connection,
         read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<Durable<T>, Refusal> {
+        self.look(connection, |reader| reader.read(read)).await
+    }
+
+    /// The same for what is read as of a durable commit, and need not wait for the next one.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        connection: &Connection,
+        look: impl FnOnce(&Reader) -> Result<Durable<T>, DatabaseError> + Send + 'static,
+    ) -> Result<Durable<T>, Refusal> {
         let places = if connection.member().is_some() { &self.member_reads } else { &self.reads };
-        self.read_with(places, read).await
+        self.look_with(places, look).await
     }
 
     /// The same for the node's own housekeeping.
@@ -192,18 +202,18 @@ impl UTXOProtocolHandler {
         &self,
         read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<Durable<T>, Refusal> {
-        self.read_with(&self.member_reads, read).await
+        self.look_with(&self.member_reads, |reader| reader.read(read)).await
     }
 
-    async fn read_with<T: Send + 'static>(
+    async fn look_with<T: Send + 'static>(
         &self,
         places: &Arc<Semaphore>,
-        read: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+        look: impl FnOnce(&Reader) -> Result<Durable<T>, DatabaseError> + Send + 'static,
     ) -> Result<Durable<T>, Refusal> {
         let permit = Arc::clone(places).acquire_owned().await.map_err(internal)?;
         let reader = self.ledger.reader().clone();
         let done = tokio::task::spawn_blocking(move || {
-            let result = reader.read(read);
+            let result = look(&reader);
             drop(permit);
             result
         });
@@ -350,15 +360,18 @@ impl UTXOProtocolHandler {
             return Err(too_many("outpoints", MAX_OUTPOINTS_PER_QUERY));
         }
         let outpoints = parse_outpoints(&query.outpoints)?;
-        let read = move |reader: &Reader| {
-            let state = |outpoint: OutPoint| {
-                let utxo = reader.utxo(&outpoint)?;
-                Ok(StateEntry { outpoint, output: utxo.map(|u| u.output), state: utxo.map(|u| u.state) })
-            };
-            let states = outpoints.into_iter().map(state).collect::<Result<_, DatabaseError>>()?;
-            Ok(NetworkMessage::UTXOStateResponse(UTXOStateResponse { states }))
+        let look = move |reader: &Reader| {
+            let states = reader.states(&outpoints)?;
+            Ok(states.map(|states| {
+                let entry = |(outpoint, utxo): (OutPoint, Option<Utxo>)| {
+                    let (output, state) = (utxo.map(|u| u.output), utxo.map(|u| u.state));
+                    StateEntry { outpoint, output, state }
+                };
+                let states = outpoints.into_iter().zip(states).map(entry).collect();
+                NetworkMessage::UTXOStateResponse(UTXOStateResponse { states })
+            }))
         };
-        self.read(connection, read).await
+        self.look(connection, look).await
     }
 
     async fn address_query(
@@ -372,16 +385,18 @@ impl UTXOProtocolHandler {
         let addresses = parse_addresses(&query.addresses, self.ledger.rules().network)?;
         let after = query.after.as_deref().map(parse_outpoint).transpose()?;
         let limit = (query.limit as usize).clamp(1, MAX_UTXOS_PER_PAGE);
-        let read = move |reader: &Reader| {
+        let look = move |reader: &Reader| {
             let page = reader.address_page(&addresses, after, limit)?;
-            Ok(NetworkMessage::AddressResponse(AddressResponse {
-                utxos: page.utxos,
-                total: page.total,
-                next: page.next.map(|outpoint| outpoint.to_string()),
-                sequence: page.sequence,
+            Ok(page.map(|page| {
+                NetworkMessage::AddressResponse(AddressResponse {
+                    utxos: page.utxos,
+                    total: page.total,
+                    next: page.next.map(|outpoint| outpoint.to_string()),
+                    sequence: page.sequence,
+                })
             }))
         };
-        self.read(connection, read).await
+        self.look(connection, look).await
     }
 }
 

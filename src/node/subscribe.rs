@@ -106,7 +106,7 @@ impl UTXOProtocolHandler {
             Some(sequence) => (sequence, Vec::new()),
             None => {
                 let (addresses, outpoints) = (subscription.addresses.clone(), subscription.outpoints.clone());
-                let snapshot = self.read(connection, move |reader| reader.snapshot(&addresses, &outpoints)).await?;
+                let snapshot = self.look(connection, move |reader| reader.snapshot(&addresses, &outpoints)).await?;
                 let Snapshot { sequence, utxos } = snapshot.into_inner();
                 (sequence, utxos)
             }

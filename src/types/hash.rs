@@ -1,5 +1,6 @@
 //! Tagged hashes and the 32-byte newtypes made of them.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,16 +8,38 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+/// Tags whose beginning a thread remembers; the protocol has fewer.
+const MAX_TAGS: usize = 32;
+
+thread_local! {
+    /// SHA-256 after its first block, which is the tag's alone: it is most of a short hash.
+    static BEGINNINGS: RefCell<Vec<(Box<str>, Sha256)>> = const { RefCell::new(Vec::new()) };
+}
+
 /// `SHA-256(SHA-256(tag) || SHA-256(tag) || parts...)`, the tagged hash of BIP-340.
 pub fn tagged_hash(tag: &str, parts: &[&[u8]]) -> [u8; 32] {
-    let tag = Sha256::digest(tag.as_bytes());
-    let mut hasher = Sha256::new();
-    hasher.update(tag);
-    hasher.update(tag);
+    let mut hasher = BEGINNINGS.with_borrow_mut(|known| {
+        if let Some((_, beginning)) = known.iter().find(|(name, _)| **name == *tag) {
+            return beginning.clone();
+        }
+        let beginning = beginning_of(tag);
+        if known.len() < MAX_TAGS {
+            known.push((tag.into(), beginning.clone()));
+        }
+        beginning
+    });
     for part in parts {
         hasher.update(part);
     }
     hasher.finalize().into()
+}
+
+fn beginning_of(tag: &str) -> Sha256 {
+    let tag = Sha256::digest(tag.as_bytes());
+    let mut hasher = Sha256::new();
+    hasher.update(tag);
+    hasher.update(tag);
+    hasher
 }
 
 /// Why a text is not the lower-case hex of a fixed number of bytes.

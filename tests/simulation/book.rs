@@ -355,7 +355,7 @@ impl Book {
         }
         let addresses: BTreeSet<_> = self.utxos.values().map(|utxo| utxo.output.address).collect();
         let addresses: Vec<_> = addresses.into_iter().collect();
-        let found = reader.snapshot(&addresses, &[]).expect("a snapshot is read");
+        let found = reader.snapshot(&addresses, &[]).expect("a snapshot is read").into_inner();
         let live = self.utxos.iter().filter(|(_, utxo)| utxo.state.is_live()).map(|(at, utxo)| (*at, utxo.state));
         ensure!(found.utxos.iter().map(|u| (u.outpoint, u.state)).eq(live), "the index of addresses is wrong");
     }

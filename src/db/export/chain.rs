@@ -2,8 +2,9 @@
 
 use super::super::DatabaseError;
 use super::super::codec::{RowChange, encode, put_record};
+use super::super::confirmed::{Confirming, StoredConfirmed};
 use super::super::finals::{is_final, put_final, put_proofs};
-use super::super::schema::{StoredConfirmed, TreeId, outpoint_key};
+use super::super::schema::{TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
 use super::{ImportFault, SettledRecord};
 use crate::consensus::{Certificate, CheckedBlock, Rejection, Signable, SignedTransaction, Utxo, VoteKind, check_form};
@@ -16,6 +17,7 @@ pub(super) struct OpenBlock {
     /// How many of them have come.
     come: usize,
     fees: Amount,
+    confirming: Confirming,
 }
 
 /// An output that something here has made.
@@ -50,13 +52,14 @@ impl Import<'_> {
         self.check_seal(|seal| seal.add(line, Signable::Blocks(vec![checked])))?;
         put_record(&mut self.rows, TreeId::Blocks, &block.height.to_be_bytes(), &decided)?;
         let empty = block.transactions.is_empty();
-        self.open = Some(OpenBlock { decided, come: 0, fees: Amount::ZERO });
+        self.open = Some(OpenBlock { decided, come: 0, fees: Amount::ZERO, confirming: Confirming::default() });
         if empty { self.close_block() } else { Ok(()) }
     }
 
     /// All its transactions are here: its proposer gets the fees, and it is the tip.
     fn close_block(&mut self) -> Result<(), Stop> {
-        let Some(OpenBlock { decided, fees, .. }) = self.open.take() else { return Ok(()) };
+        let Some(OpenBlock { decided, fees, confirming, .. }) = self.open.take() else { return Ok(()) };
+        confirming.put(&mut self.rows)?;
         let (block, hash) = (&decided.block, decided.certificate.block_hash);
         if fees > Amount::ZERO {
             let proposer = self.committee.index_of(&block.proposer).ok_or(ImportFault::NotNext)?;
@@ -107,7 +110,7 @@ impl Import<'_> {
             self.check_certificate(&txid, certificate, height.is_none())?;
         }
         put_final(&mut self.rows, self.next_body, &txid, settled, &transaction)?;
-        put_proofs(&mut self.rows, self.next_body, certificate.into_iter().collect())?;
+        put_proofs(&mut self.rows, self.next_body, certificate.as_slice())?;
         self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
         let complete = |open: &OpenBlock| open.come == open.decided.block.transactions.len();
@@ -130,6 +133,7 @@ impl Import<'_> {
         }
         open.come += 1;
         open.fees = open.fees.checked_add(fee).ok_or(ImportFault::Fee)?;
+        open.confirming.add(self.next_body, confirmed);
         for Made { outpoint, output, as_fees } in inputs {
             self.tip.digest.remove(outpoint, output);
             if *as_fees {
@@ -140,8 +144,6 @@ impl Import<'_> {
         for (outpoint, output) in transaction.creates() {
             self.tip.digest.add(&outpoint, &output);
         }
-        let row = encode(TreeId::Confirmed, &confirmed)?;
-        self.put(TreeId::Confirmed, txid.as_bytes(), row);
         Ok(())
     }
 

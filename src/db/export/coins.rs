@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::codec::{decode, encode};
-use super::super::schema::{StoredConfirmed, TreeId, address_key, outpoint_key};
+use super::super::codec::encode;
+use super::super::confirmed::{StoredConfirmed, get_confirmed};
+use super::super::schema::{TreeId, address_key, outpoint_key};
 use super::ImportFault;
 use super::import::{Import, Stop};
 use crate::consensus::Utxo;
@@ -105,8 +106,7 @@ impl Import<'_> {
     }
 
     fn confirmed(&self, txid: &Txid) -> Result<Option<StoredConfirmed>, Stop> {
-        let row = self.storage.trees.get(TreeId::Confirmed).get(txid.as_bytes())?;
-        Ok(row.map(|row| decode(TreeId::Confirmed, &row)).transpose()?)
+        Ok(get_confirmed(&self.storage.trees, txid)?)
     }
 
     fn check_state(&self, outpoint: &OutPoint, state: &UTXOState) -> Result<(), Stop> {

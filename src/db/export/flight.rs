@@ -81,7 +81,7 @@ impl Import<'_> {
             }
             let held: Vec<_> = begun.iter().filter_map(|(txid, _)| kept.remove(txid)).flatten().collect();
             if !held.is_empty() {
-                put_record(&mut self.rows, TreeId::Certificates, &key, &StoredCertificates::of(held))?;
+                put_record(&mut self.rows, TreeId::Certificates, &key, &StoredCertificates::of(&held))?;
             }
             self.write()?;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -119,7 +120,7 @@ impl Export<'_> {
         let stored = self.reader.stored_final(txid)?;
         let missing = || DatabaseError::corrupt("transactions", format!("the body of {txid} is missing"));
         let StoredFinal { settled, transaction, .. } = stored.ok_or_else(missing)?;
-        let certificate = self.reader.proof(txid)?;
+        let certificate = self.reader.proof(txid)?.map(Arc::unwrap_or_clone);
         let transaction = transaction.into_transaction().to_raw();
         let confirmed_at = self.reader.stored_confirmed(txid)?.map(|confirmed| confirmed.confirmed_at);
         Ok(SettledRecord { transaction, settled, height, confirmed_at, certificate })

@@ -59,7 +59,7 @@ impl Filter {
     pub(super) fn range(&self, id: TreeId) -> KeyRange {
         let prefix = match id {
             TreeId::Utxos | TreeId::Fence => self.outpoint.map(|outpoint| outpoint_key(&outpoint).to_vec()),
-            TreeId::Transactions | TreeId::Confirmed => self.txid.map(|txid| txid.as_bytes().to_vec()),
+            TreeId::Transactions => self.txid.map(|txid| txid.as_bytes().to_vec()),
             TreeId::Addresses => self.address.map(|address| address.payload().to_vec()),
             _ => None,
         };

@@ -90,6 +90,7 @@ impl Trees {
                         let sequence = key.parse().unwrap_or(0);
                         self.range(id, &Filter { sequence: Some(sequence..=sequence), ..Filter::default() })?
                     }
+                    TreeId::Confirmed => self.range(id, &Filter { txid: key.parse().ok(), ..Filter::default() })?,
                     // These have a record for each commit, with many things in it.
                     TreeId::Locks | TreeId::Certificates | TreeId::Proofs => (Bound::Unbounded, Bound::Unbounded),
                     _ => filter::under(&raw),
@@ -133,11 +134,11 @@ impl Trees {
 
     /// A transaction as such: body, certificates, height, end.
     fn transaction(&self, found: &mut Found, txid: &Txid) -> Result<(), DatabaseError> {
-        for tree in [TreeId::Transactions, TreeId::Confirmed, TreeId::Dead] {
+        for tree in [TreeId::Transactions, TreeId::Dead] {
             found.take(self.walk(tree, filter::under(txid.as_bytes())));
         }
         let filter = Filter { txid: Some(*txid), ..Filter::default() };
-        for tree in [TreeId::Locks, TreeId::Certificates] {
+        for tree in [TreeId::Confirmed, TreeId::Locks, TreeId::Certificates] {
             self.selected(found, tree, filter.clone())?;
         }
         Ok(())

@@ -17,7 +17,9 @@ use serde_json::Value;
 
 use self::record::KeyRange;
 use super::DatabaseError;
+use super::confirmed::stretch_of;
 use super::engine::{Engine, MemoryDisk};
+use super::finals::get_settled;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{self, Storage};
@@ -196,8 +198,14 @@ impl Trees {
     }
 
     /// Where the wanted records stand. A row of the log holds several entries, so the first
-    /// wanted one may stand in the row before.
+    /// wanted one may stand in the row before; the height of a transaction stands under its
+    /// number.
     fn range(&self, id: TreeId, filter: &Filter) -> Result<KeyRange, DatabaseError> {
+        if let (TreeId::Confirmed, Some(txid)) = (id, &filter.txid)
+            && let Ok(Some(settled)) = get_settled(&self.trees, txid)
+        {
+            return Ok(filter::under(&stretch_of(settled.number)));
+        }
         let (from, to) = filter.range(id);
         match (id, from) {
             (TreeId::Changes, Bound::Included(from)) => {

@@ -1,19 +1,20 @@
 //! Records as they stand in the trees, decoded, and what each is about.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
+use super::super::confirmed::{StoredConfirmed, confirmed_of_row};
 use super::super::engine::Tree;
-use super::super::finals::{ProofCache, with_body};
+use super::super::finals::{ProofCache, body_at, with_body};
 use super::super::kept::Kept;
 use super::super::pack::StoredCertificates;
 use super::super::prune::Pruned;
 use super::super::schema::{
-    Head, StoredConfirmed, StoredInFlight, StoredNetwork, StoredTip, StoredTransaction, Subscription, TreeId, meta,
-    parse_outpoint_key,
+    Head, StoredInFlight, StoredNetwork, StoredTip, StoredTransaction, Subscription, TreeId, meta, parse_outpoint_key,
 };
 use super::super::store::{Reader, Trees, sequence_of};
 use super::Row;
@@ -110,10 +111,19 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
             let outpoint = outpoint_of(TreeId::Fence, key)?;
             Ok((outpoint.to_string(), Content::Fence(outpoint)))
         }),
-        TreeId::Confirmed => plain(tree, id, range, |key, value| {
-            let txid = txid_of(TreeId::Confirmed, key)?;
-            Ok((txid.to_string(), Content::Confirmed(txid, decode(TreeId::Confirmed, value)?)))
-        }),
+        TreeId::Confirmed => {
+            let bodies = trees.get(TreeId::Bodies).clone();
+            Box::new(tree.range(range.0, range.1).flat_map(move |row| {
+                let one = |(number, confirmed)| {
+                    let txid = body_at(&bodies, number)?.txid();
+                    Ok(Record { tree: id, key: txid.to_string(), content: Content::Confirmed(txid, confirmed) })
+                };
+                match row.and_then(|(key, value)| confirmed_of_row(&key, &value)) {
+                    Ok(all) => all.into_iter().map(one).collect(),
+                    Err(error) => vec![Err(error)],
+                }
+            }))
+        }
         TreeId::Dead => plain(tree, id, range, |key, value| {
             let txid = txid_of(TreeId::Dead, key)?;
             Ok((txid.to_string(), Content::Dead(txid, decode(TreeId::Dead, value)?)))
@@ -139,7 +149,7 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
                 let txid = txid_of(TreeId::Transactions, key)?;
                 let stored = with_body(trees.get(TreeId::Bodies), decode(TreeId::Transactions, value)?)?;
                 let transaction = Box::new(stored.transaction.into_transaction());
-                let proof = proofs.get(&trees, &txid)?;
+                let proof = proofs.get(&trees, &txid)?.map(Arc::unwrap_or_clone);
                 Ok((txid.to_string(), Content::Settled(transaction, stored.settled, proof)))
             })
         }

@@ -2,6 +2,7 @@
 
 use super::super::DatabaseError;
 use super::super::codec::{decode, records, split_row_key};
+use super::super::confirmed::confirmed_of_row;
 use super::super::engine::Tree;
 use super::super::finals::with_body;
 use super::super::pack::StoredCertificates;
@@ -210,9 +211,15 @@ pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
             check.ensure(reader.is_final(txid)?, Damage::Ledger, place, "its body is missing");
         }
     }
-    let rows = reader.tree(TreeId::Confirmed).count()?;
-    let place = || "confirmed".into();
-    check.ensure(rows == in_blocks, Damage::Ledger, place, "it has rows for what is in no block");
+    let mut told = 0_u64;
+    for row in reader.tree(TreeId::Confirmed).iter() {
+        let (key, value) = row?;
+        match confirmed_of_row(&key, &value) {
+            Ok(all) => told += all.len() as u64,
+            Err(error) => check.find(Damage::Ledger, "confirmed", error.to_string()),
+        }
+    }
+    check.ensure(told == in_blocks, Damage::Ledger, || "confirmed".into(), "it tells of what is in no block");
     Ok(())
 }
 
