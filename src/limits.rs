@@ -109,6 +109,12 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const LEDGER_QUEUE: usize = 2_048;
 /// Events that one commit takes together.
 pub const MAX_EVENTS_PER_COMMIT: usize = 1_024;
+/// So many payments within [`RUSH_TIME`] come faster than one after the other can.
+pub const RUSH_PAYMENTS: usize = 5;
+/// See [`RUSH_PAYMENTS`].
+pub const RUSH_TIME: Duration = Duration::from_millis(10);
+/// The least time from one commit to the next while they do.
+pub const BETWEEN_COMMITS: Duration = Duration::from_millis(6);
 /// Values of members that wait for the verify pool or the ledger; each member has an
 /// equal share of them.
 pub const VERIFY_QUEUE: usize = 8_192;

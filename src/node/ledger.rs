@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::health::LedgerHealth;
 use super::outbox::Outbox;
+use super::rush::Rush;
 use crate::consensus::{
     Action, Ballot, Committee, Event, Fault, Machine, MemberBatch, Now, Rules, Step, Suspension, Ticket, Verified,
     Vote, Voting, sign_batch,
@@ -303,6 +304,7 @@ impl UTXOStateManager {
             health: Arc::clone(&self.health),
             own_batches: Vec::new(),
             began: Instant::now(),
+            rush: Rush::default(),
             last_tick: Instant::now(),
             last_status: Instant::now(),
             status_due: false,
@@ -386,6 +388,7 @@ struct Ledger {
     /// Batches that were signed for the last commit's votes and are not counted yet.
     own_batches: Vec<Arc<Verified<MemberBatch>>>,
     began: Instant,
+    rush: Rush,
     last_tick: Instant,
     last_status: Instant,
     status_due: bool,
@@ -411,7 +414,8 @@ impl Ledger {
     }
 
     /// Waits for something to do, then takes all that is there, up to a commit's worth.
-    fn gather(&self) -> Vec<Work> {
+    fn gather(&mut self) -> Vec<Work> {
+        std::thread::sleep(self.rush.wait(Instant::now()));
         let mut work = Vec::new();
         if self.own_batches.is_empty() && !self.more {
             let stop = || Work { input: Input::Stop, permit: None };
@@ -425,6 +429,8 @@ impl Ledger {
         let payments = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
         let more = self.queues.agreement.try_iter().chain(payments);
         work.extend(more.take(MAX_EVENTS_PER_COMMIT - work.len()));
+        let payments = work.iter().filter(|work| matches!(work.input, Input::Event(Event::Transaction { .. })));
+        self.rush.begin(payments.count(), Instant::now());
         work
     }
 

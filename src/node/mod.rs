@@ -13,6 +13,7 @@ mod ledger;
 mod outbox;
 mod protocol;
 mod prune;
+mod rush;
 mod status;
 mod subscribe;
 mod sync;
