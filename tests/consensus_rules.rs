@@ -1147,13 +1147,14 @@ fn what_is_in_flight_for_a_while_is_said_again_and_again() {
     solo.wallet(&t);
     solo.votes(2, &[approve(t.txid())]);
     assert_eq!(solo.pass(RESEND_AFTER_MS - 1).resent(), []);
-    for wait in [1, RESEND_EVERY_MS, RESEND_EVERY_MS] {
-        let outcome = solo.pass(wait);
+    for wait in [1, RESEND_EVERY_MS, 2 * RESEND_EVERY_MS, 4 * RESEND_EVERY_MS] {
+        assert_eq!(solo.pass(wait - 1).resent(), []);
+        let outcome = solo.pass(1);
         assert_eq!(outcome.resent(), [approve(t.txid())]);
         assert_eq!(outcome.sent_to(t.txid()), [1, 3], "to those that have not voted");
     }
     solo.votes(1, &[approve(t.txid())]);
-    let outcome = solo.pass(RESEND_EVERY_MS);
+    let outcome = solo.pass(4 * RESEND_EVERY_MS);
     assert_eq!(outcome.certified(), [(VoteKind::Approve, t.txid())]);
     assert_eq!(outcome.resent(), [approve(t.txid()), commit(t.txid())]);
     // After a restart too.

@@ -91,6 +91,8 @@ pub(super) struct Pending {
     pub(super) contradicted_by: Option<Txid>,
     /// Since when it is in flight.
     pub(super) since_ms: u64,
+    /// How often it has been said again.
+    pub(super) said_again: u32,
 }
 
 impl Pending {

@@ -16,6 +16,12 @@ use crate::limits::{
 };
 use crate::types::Txid;
 
+/// How often the pause is doubled after which something is said again once more.
+const MOST_DOUBLINGS: u32 = 2;
+
+/// Milliseconds that are not worth another timer.
+const TICK_MS: u64 = 100;
+
 /// How long transactions have taken lately to become final. Under load that is longer, and
 /// saying everything again after the same time would only add to the load.
 #[derive(Debug, Default)]
@@ -92,8 +98,20 @@ impl Machine {
     /// Something has been in flight for a while: say all that this member has to say of it.
     /// Gives about how many bytes that is for each member.
     fn resend<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, votes: &mut Vec<Vote>) -> usize {
-        let Some(pending) = self.pending.get(&txid) else { return 0 };
+        let Some(pending) = self.pending.get_mut(&txid) else { return 0 };
         let Some(transaction) = pending.transaction.clone() else { return 0 };
+        // The timer was set when everything took less time.
+        let due = pending.since_ms + self.pace.resend_after();
+        if pending.said_again == 0 && !pending.contradicted && due > step.now.ms + TICK_MS {
+            self.timers.insert((due, Timer::Resend, txid));
+            return 0;
+        }
+        // Each time it is the less likely that something was lost, and the more that all are
+        // busy. A contest is another matter: it ends by what members say again.
+        let pause = if pending.contradicted { 0 } else { pending.said_again.min(MOST_DOUBLINGS) };
+        let next = step.now.ms + (RESEND_EVERY_MS << pause);
+        pending.said_again += 1;
+        let Some(pending) = self.pending.get(&txid) else { return 0 };
         let bytes = about_bytes(pending);
         votes.extend(VoteKind::ALL.into_iter().filter(|k| *pending.own.of(*k)).map(|kind| Vote { kind, txid }));
         let certificate = pending.certificate(VoteKind::Commit).or_else(|| pending.certificate(VoteKind::Approve));
@@ -106,7 +124,7 @@ impl Machine {
                 }
             }
         }
-        self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Resend, txid));
+        self.timers.insert((next, Timer::Resend, txid));
         bytes
     }
 

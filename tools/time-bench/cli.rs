@@ -79,6 +79,10 @@ pub struct NetworkArgs {
     /// How long after a block its next is due
     #[arg(long, value_name = "MS", default_value_t = 2_000, conflicts_with = "network")]
     pub block_interval_ms: u64,
+    /// Blocks whose spent outputs, proofs and changes its nodes keep; 0 keeps everything
+    /// [default: the nodes' own]
+    #[arg(long, value_name = "N", conflicts_with = "network")]
+    pub retention_blocks: Option<u64>,
     /// Load a devnet that is running: the directory with its devnet.json
     #[arg(long, value_name = "DIR")]
     pub network: Option<PathBuf>,
@@ -133,6 +137,9 @@ pub struct LoadArgs {
     /// The share of payments that contradict another one, 0 to 0.9
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub conflicts: f64,
+    /// Coins that are there besides, and that nobody spends
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub idle_coins: usize,
     /// What a wallet does when a node is busy
     #[arg(long, value_enum, default_value_t = OnBusy::Resend)]
     pub on_busy: OnBusy,

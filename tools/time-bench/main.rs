@@ -87,8 +87,11 @@ async fn bench(cli: &Cli) -> anyhow::Result<Report> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     let genesis = network.genesis.clone();
     let planner = Planner::new(&genesis, &settings, slots.len(), i64::try_from(now.as_secs())?);
+    let mut leaves = planner.leaves();
+    let idle: Vec<_> = leaves.iter().copied().cycle().take(cli.load.idle_coins).collect();
+    leaves.extend(idle);
     let loaded = async {
-        let (coins, prepared) = prepare::prepare(&network, &planner.leaves()).await?;
+        let (coins, prepared) = prepare::prepare(&network, &leaves).await?;
         remark(&format!("signing {} payments", settings.payments + 2 * settings.pairs));
         Ok((prepared, run::run(&network, &settings, &slots, planner.build(coins)).await?))
     };

@@ -97,7 +97,7 @@ impl Network {
         let devnet = Devnet::open(directory, DevnetOptions { nodes: arguments.nodes, base_port, block_interval_ms })?;
         let mut children = Children::default();
         for node in &devnet.nodes {
-            children.0.push(start_node(&program, directory, node)?);
+            children.0.push(start_node(&program, directory, node, arguments.retention_blocks)?);
         }
         let pids = children.0.iter().map(|child| Some(child.id())).collect();
         Self::new(directory.to_path_buf(), devnet, pids, children, temporary)
@@ -203,12 +203,18 @@ fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(this.with_file_name(name))
 }
 
-fn start_node(program: &Path, directory: &Path, node: &DevnetNode) -> anyhow::Result<Child> {
+fn start_node(
+    program: &Path,
+    directory: &Path,
+    node: &DevnetNode,
+    retention_blocks: Option<u64>,
+) -> anyhow::Result<Child> {
     let path = directory.join(&node.id).join(LOG_NAME);
     let log = std::fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
     Command::new(program)
         .args(["run", "--config"])
         .arg(directory.join(&node.config_file))
+        .args(retention_blocks.map(|blocks| format!("--retention-blocks={blocks}")))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -315,7 +315,7 @@ impl Report {
                     confirmed: Latency::of(confirmed, window),
                     notification_whole: Latency::of(&tally.whole, window),
                     notification_commit: Latency::of(&tally.commit, window),
-                    query: Latency::of(&outcome.queries.borrow(), window),
+                    query: Latency::of(&outcome.queries, window),
                 },
                 contested: (settings.pairs > 0).then(|| ContestedReport {
                     pairs: won_by_both + won_by_one + won_by_none + unsettled,

@@ -14,7 +14,7 @@ use super::load::{Load, Sample};
 use super::network::Network;
 use super::plan::Plan;
 use super::probe::{self, MachineSample, NodeSample, ProcessSample};
-use super::query;
+use super::query::Queries;
 use super::report::remark;
 use super::stats::Window;
 use super::subscribe::{self, Subscription, Tally};
@@ -42,7 +42,7 @@ pub struct Outcome {
     pub tally: Rc<RefCell<Tally>>,
     /// Notifications that did not come.
     pub missing: usize,
-    pub queries: Rc<RefCell<Vec<Sample>>>,
+    pub queries: Vec<Sample>,
     pub waited_for_blocks: bool,
     /// Proofs that were verified, and why one of them is none.
     pub proofs: (usize, Option<String>),
@@ -73,16 +73,12 @@ pub async fn run(network: &Network, settings: &LoadSettings, slots: &[usize], pl
 
     let shared = Shared::new(Load::new(plan, settings, connections), connections);
     let tally = Rc::new(RefCell::new(Tally::default()));
-    let queries = Rc::new(RefCell::new(Vec::new()));
     for line in followers {
         shared.spawn(subscribe::follow(Rc::clone(&shared), Rc::clone(&tally), Rc::clone(&slot_of), line));
     }
-    if settings.queries > 0.0 {
-        let rate = settings.queries / addresses.len() as f64;
-        for address in &addresses {
-            shared.spawn(query::ask(Rc::clone(&shared), address.clone(), rate, Rc::clone(&queries)));
-        }
-    }
+    let coins = || shared.look(|load| load.plan().coins.clone());
+    let ask = || Queries::begin(addresses.clone(), coins(), settings.queries, shared.began());
+    let queries = (settings.queries > 0.0).then(ask).transpose()?;
     for (connection, (sink, source)) in lines.into_iter().enumerate() {
         shared.spawn(Rc::clone(&shared).read(connection, source));
         shared.spawn(Rc::clone(&shared).write(connection, sink));
@@ -90,6 +86,7 @@ pub async fn run(network: &Network, settings: &LoadSettings, slots: &[usize], pl
     shared.spawn(Rc::clone(&shared).keep_pace(settings.pace));
 
     let (window, edges) = measure(network, settings, &shared).await?;
+    let queries = queries.map(Queries::end).transpose()?.unwrap_or_default();
     let waited_for_blocks = network.genesis.block_interval_ms() <= CONFIRMED_WITHIN_MS;
     let missing = drain(settings, &shared, waited_for_blocks, &subscriptions, &tally).await?;
     subscribe::cancel(&addresses, &subscriptions).await?;

@@ -79,7 +79,12 @@ impl Shared {
         })
     }
 
-    /// Microseconds since the run began.
+    /// When the run began.
+    pub const fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Microseconds since then.
     pub fn now(&self) -> Micros {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }

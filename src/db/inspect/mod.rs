@@ -12,6 +12,7 @@ mod stats;
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -116,6 +117,8 @@ pub struct Trees {
     network: Network,
     stamp: Option<Stamp>,
     data_dir: PathBuf,
+    /// The database as the node reads it, once somebody has asked for that.
+    reader: OnceLock<Option<Reader>>,
     _engine: Engine,
 }
 
@@ -145,7 +148,7 @@ impl Trees {
         tracing::debug!(schema, "opened for inspection");
         let network = open::read_meta::<StoredNetwork>(&trees, meta::NETWORK)?.map(|stored| stored.network);
         let network = network.unwrap_or(Network::Devnet);
-        Ok(Self { trees, network, stamp, data_dir: data_dir.to_path_buf(), _engine: engine })
+        Ok(Self { trees, network, stamp, data_dir: data_dir.to_path_buf(), reader: OnceLock::new(), _engine: engine })
     }
 
     fn meta<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DatabaseError> {
@@ -169,13 +172,23 @@ impl Trees {
 
     /// The database as the node reads it. `None` if it was never filled to the end.
     pub(super) fn reader(&self) -> Result<Option<Reader>, DatabaseError> {
+        match self.reader.get() {
+            Some(reader) => Ok(reader.clone()),
+            None => {
+                let reader = self.new_reader()?;
+                Ok(self.reader.get_or_init(|| reader).clone())
+            }
+        }
+    }
+
+    fn new_reader(&self) -> Result<Option<Reader>, DatabaseError> {
         open::is_migrated(&self.trees)?;
         let condition = self.condition()?;
         let Some(network) = condition.network else { return Ok(None) };
         let head = self.meta::<Head>(meta::HEAD)?.unwrap_or(Head::EMPTY);
         let (flights, ..) = FlightTable::read(&self.trees, true)?;
         let shared = Shared::new(self.trees.clone(), network, &head, condition.height, flights);
-        Ok(Some(Reader { shared: std::sync::Arc::new(shared) }))
+        Ok(Some(Reader { shared: Arc::new(shared) }))
     }
 
     /// The records of one tree, in order of key. `None` if there is no such tree.

@@ -12,7 +12,7 @@ use crate::consensus::{LogEntry, Utxo};
 use crate::types::{OutPoint, UTXOState};
 
 /// Outputs whose steps are followed at once; more take more passes.
-const OUTPUTS_PER_PASS: u64 = 1_000_000;
+const OUTPUTS_PER_PASS: u64 = 250_000;
 
 /// The log is walked once for its numbers and blocks. Then each output's steps are followed
 /// from the first to the state that it is in; outputs are divided among so many passes that
