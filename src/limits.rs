@@ -92,9 +92,11 @@ pub const UNKNOWN_BODY_WAIT_MS: u64 = 300;
 pub const RESEND_AFTER_MS: u64 = 1_000;
 /// The same on a network so loaded that finality takes long.
 pub const SLOWEST_RESEND_MS: u64 = 4_000;
-/// How long after that they are sent once more; if nobody contradicts them, after twice that, and
-/// four times that, and so on.
+/// How long after that they are sent once more; if nobody contradicts them, the pause doubles
+/// with each time.
 pub const RESEND_EVERY_MS: u64 = 3_000;
+/// How often it doubles.
+pub const MAX_RESEND_DOUBLINGS: u32 = 2;
 /// Transactions that one tick sends again.
 pub const MAX_RESENDS_PER_TICK: usize = 1_024;
 /// About how many bytes one tick, or one greeting, sends again to a member; far below

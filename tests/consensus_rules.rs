@@ -33,7 +33,7 @@ use time_masternode::consensus::{
 };
 use time_masternode::limits::{
     CONFLICT_WAIT_MS, MAX_UNKNOWN_PER_MEMBER, MAX_WAITING_FOR_PARENTS, PARENT_WAIT_MS, RESEND_AFTER_MS,
-    RESEND_EVERY_MS, UNKNOWN_BODY_WAIT_MS,
+    RESEND_EVERY_MS, SLOWEST_RESEND_MS, UNKNOWN_BODY_WAIT_MS,
 };
 use time_masternode::types::{Amount, OutPoint, Transaction, Txid, UTXOState};
 
@@ -1160,6 +1160,31 @@ fn what_is_in_flight_for_a_while_is_said_again_and_again() {
     // After a restart too.
     solo.restart();
     assert_eq!(solo.pass(RESEND_AFTER_MS).certified(), [(VoteKind::Approve, t.txid())]);
+}
+
+/// Under load everything takes longer, and saying it all again after the same time adds to it.
+#[test]
+fn what_was_sent_while_finality_was_quick_waits_when_it_has_become_slow() {
+    let mut solo = Solo::new(4);
+    let others: Vec<_> = (1..=5).map(|wallet| solo.payment(wallet, 5_000)).collect();
+    for other in &others {
+        solo.wallet(other);
+    }
+    solo.pass(SLOWEST_RESEND_MS);
+    let t = solo.payment(0, 5_000);
+    solo.wallet(&t);
+    for other in &others {
+        solo.certificate(commit(other.txid()), &OTHERS);
+        assert!(solo.is_final(other));
+    }
+    // The timer runs out, and nothing is said: twice what the others took is not over.
+    assert_eq!(solo.pass(RESEND_AFTER_MS).resent(), []);
+    let mut after = RESEND_AFTER_MS;
+    while solo.pass(10).resent().is_empty() {
+        after += 10;
+        assert!(after < 2 * SLOWEST_RESEND_MS, "it is never said again");
+    }
+    assert!(after > RESEND_AFTER_MS + 500, "said again after {after} ms");
 }
 
 /// A liar may give its approval to one member only, so that this one alone holds C(T). If

@@ -569,7 +569,8 @@ async fn a_request_that_is_overtaken_takes_nothing_over() {
 
 /// Some wallets stop reading with more than 30,000 notifications due to each. Then most of
 /// them come back on new connections, have everything due once more, and do not read
-/// again. If the node kept it for them it would need some hundred megabytes.
+/// again. The outputs that come into being take some 60 MiB in the node's caches; if it kept
+/// what the wallets do not read, it would be 140.
 #[tokio::test]
 async fn slow_wallets_cost_nothing_and_lose_nothing() {
     const SLOW: usize = 12;
@@ -594,7 +595,7 @@ async fn slow_wallets_cost_nothing_and_lose_nothing() {
     let before = net.resident(0);
     let assert_small = || {
         let grown = net.resident(0).saturating_sub(before);
-        assert!(grown <= 64 << 20, "the node has grown by {} MiB", grown >> 20);
+        assert!(grown <= 96 << 20, "the node has grown by {} MiB", grown >> 20);
     };
     for coin in &coins {
         let units = (coin.amount.units() - net.genesis.min_fee().units()) / 256;

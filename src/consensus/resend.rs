@@ -1,6 +1,7 @@
 //! Timers, and saying again what may have been lost.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::committee::MemberIndex;
 use super::event::Action;
@@ -11,16 +12,10 @@ use super::validate::Rejection;
 use super::view::View;
 use super::vote::{Vote, VoteKind};
 use crate::limits::{
-    MAX_RESEND_BYTES, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_AFTER_MS, RESEND_EVERY_MS, SLOW_FINALITY_MS,
-    SLOWEST_RESEND_MS,
+    MAX_RESEND_BYTES, MAX_RESEND_DOUBLINGS, MAX_RESENDS_PER_TICK, MAX_STATUS_IN_FLIGHT, RESEND_AFTER_MS,
+    RESEND_EVERY_MS, SLOW_FINALITY_MS, SLOWEST_RESEND_MS, TICK,
 };
 use crate::types::Txid;
-
-/// How often the pause is doubled after which something is said again once more.
-const MOST_DOUBLINGS: u32 = 2;
-
-/// Milliseconds that are not worth another timer.
-const TICK_MS: u64 = 100;
 
 /// How long transactions have taken lately to become final. Under load that is longer, and
 /// saying everything again after the same time would only add to the load.
@@ -102,13 +97,14 @@ impl Machine {
         let Some(transaction) = pending.transaction.clone() else { return 0 };
         // The timer was set when everything took less time.
         let due = pending.since_ms + self.pace.resend_after();
-        if pending.said_again == 0 && !pending.contradicted && due > step.now.ms + TICK_MS {
+        let early = Duration::from_millis(due.saturating_sub(step.now.ms));
+        if pending.said_again == 0 && !pending.contradicted && early > TICK {
             self.timers.insert((due, Timer::Resend, txid));
             return 0;
         }
         // Each time it is the less likely that something was lost, and the more that all are
         // busy. A contest is another matter: it ends by what members say again.
-        let pause = if pending.contradicted { 0 } else { pending.said_again.min(MOST_DOUBLINGS) };
+        let pause = if pending.contradicted { 0 } else { pending.said_again.min(MAX_RESEND_DOUBLINGS) };
         let next = step.now.ms + (RESEND_EVERY_MS << pause);
         pending.said_again += 1;
         let Some(pending) = self.pending.get(&txid) else { return 0 };

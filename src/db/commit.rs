@@ -236,10 +236,11 @@ impl Database {
         let confirmed_at: BTreeMap<Txid, UnixSeconds> = changes.log.iter().filter_map(confirmed_by).collect();
         let settled_now: BTreeMap<&Txid, u64> = changes.finalized.keys().zip(self.next_body..).collect();
         let mut confirming = Confirming::default();
+        let reader = self.reader();
         for (txid, height) in &changes.confirmed {
             let number = match settled_now.get(txid) {
                 Some(number) => Some(*number),
-                None => self.recent.settled(&self.reader(), txid)?.map(|stored| stored.number),
+                None => self.recent.settled(&reader, txid)?.map(|stored| stored.number),
             };
             let unsettled = || DatabaseError::corrupt("transactions", format!("{txid} of a block is not settled"));
             let confirmed_at = confirmed_at.get(txid).copied().unwrap_or_default();

@@ -55,6 +55,8 @@ mod recover;
 mod repair;
 mod repair_fence;
 mod repair_flight;
+#[cfg(test)]
+mod samples;
 mod schema;
 mod store;
 mod switch;

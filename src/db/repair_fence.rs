@@ -111,50 +111,14 @@ mod tests {
 
     use super::*;
     use crate::consensus::{Certificate, Finalized, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
+    use crate::db::samples::{genesis, open_sample, spend};
     use crate::db::schema::{TreeId, parse_outpoint_key};
-    use crate::db::{MemoryDisk, Opened, Owner};
-    use crate::types::Transaction;
-    use crate::types::{
-        Address, Allocation, Amount, Genesis, Input, Network, Output, RawGenesis, RawMasternode, SecretKey, Signature,
-    };
-
-    fn address() -> Address {
-        Address::of_key(&SecretKey::from_seed([1; 32]).public_key(), Network::Devnet)
-    }
-
-    fn genesis() -> Genesis {
-        let key = SecretKey::from_seed([1; 32]).public_key();
-        let member = RawMasternode {
-            id: "m".into(),
-            public_key: key,
-            weight: 1,
-            p2p_address: String::new(),
-            payout_address: address().to_string(),
-        };
-        let allocations = (1..=20).map(|amount| Allocation { address: address().to_string(), amount }).collect();
-        Genesis::try_from(RawGenesis {
-            network: Network::Devnet,
-            timestamp: 1,
-            block_interval_ms: 1,
-            min_fee: 1,
-            masternodes: vec![member],
-            allocations,
-        })
-        .unwrap()
-    }
-
-    fn spend(outpoint: OutPoint, amount: u64) -> Arc<Transaction> {
-        let public_key = SecretKey::from_seed([1; 32]).public_key();
-        let input = Input { previous_output: outpoint, public_key, signature: Signature::from_bytes([9; 64]) };
-        let output = Output { amount: Amount::from_units(amount).unwrap(), address: address() };
-        Arc::new(Transaction::from_parts(vec![input], vec![output], 0))
-    }
+    use crate::db::{MemoryDisk, Opened};
+    use crate::types::{Amount, Genesis};
 
     /// A database with something final and something in flight that spends what is not here yet. Gives what has to be fenced.
     fn used(disk: &MemoryDisk, genesis: &Genesis, member: bool) -> BTreeSet<OutPoint> {
-        let public_key = member.then(|| SecretKey::from_seed([1; 32]).public_key());
-        let owner = Owner { genesis, public_key, first_start: true };
-        let mut database = Database::open_in_memory(disk, owner).unwrap().database;
+        let mut database = open_sample(disk, genesis, member, true).database;
         let coins: Vec<_> = genesis.transaction().creates().collect();
         let done = spend(coins[1].0, 1);
         let elsewhere = OutPoint { txid: spend(coins[2].0, 1).txid(), vout: 0 };
@@ -182,8 +146,7 @@ mod tests {
     }
 
     fn open(disk: &MemoryDisk, genesis: &Genesis, member: bool) -> Opened {
-        let public_key = member.then(|| SecretKey::from_seed([1; 32]).public_key());
-        Database::open_in_memory(disk, Owner { genesis, public_key, first_start: false }).unwrap()
+        open_sample(disk, genesis, member, false)
     }
 
     fn fenced(database: &Database) -> BTreeSet<OutPoint> {

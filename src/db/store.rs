@@ -558,3 +558,48 @@ pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
     let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("changes", "a key of the wrong length"))?;
     Ok(u64::from_be_bytes(key))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::InFlight;
+    use crate::db::samples::{genesis, open_sample, spend};
+    use crate::db::{CommitBatch, MemoryDisk, Opened};
+
+    /// A commit that locks a coin, cut off after so many writes, and what a reader then says
+    /// of the coin.
+    fn cut_off_lock(writes: u64) -> Result<Option<Utxo>, DatabaseError> {
+        let (disk, genesis) = (MemoryDisk::new(), genesis());
+        let Opened { mut database, .. } = open_sample(&disk, &genesis, true, true);
+        let (coin, output) = genesis.transaction().creates().last().unwrap();
+        let transaction = spend(coin, 1);
+        let txid = transaction.txid();
+        let mut changes = Changes::default();
+        let new_state = UTXOState::Locked { txid, locked_at: 5 };
+        let old_state = Some(UTXOState::Unspent);
+        changes.utxos.insert(coin, Utxo { output, state: new_state });
+        changes.in_flight.insert(txid, Some(InFlight { transaction, locked_at: Some(5) }));
+        changes.log.push(LogEntry::Transition(Transition {
+            outpoint: coin,
+            output,
+            old_state,
+            new_state,
+            timestamp: 5,
+        }));
+        let reader = database.reader();
+        disk.fail_after(writes);
+        database.commit(CommitBatch { changes, ..CommitBatch::default() }, ()).unwrap_err();
+        drop(database);
+        reader.states(&[coin]).map(|states| states.into_inner()[0])
+    }
+
+    #[test]
+    fn nobody_reads_a_commit_that_did_not_become_durable() {
+        // Nothing of it was written: whether it would have come whole, nobody knows.
+        cut_off_lock(0).unwrap_err();
+        // It was written and not synced, or its guard was not: the coin is what it was.
+        for writes in [1, 2] {
+            assert_eq!(cut_off_lock(writes).unwrap().unwrap().state, UTXOState::Unspent);
+        }
+    }
+}

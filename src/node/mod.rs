@@ -6,14 +6,17 @@
 //! `verify` its signatures, `ledger` decides and commits, `outbox` lets the
 //! decision out, and `feed` tells the wallets what changed.
 
+mod clock;
 mod feed;
 mod health;
 mod http;
+mod input;
 mod ledger;
 mod outbox;
 mod protocol;
 mod prune;
 mod rush;
+mod state_manager;
 mod status;
 mod subscribe;
 mod sync;
@@ -38,8 +41,9 @@ use crate::types::RawTransaction;
 
 pub use health::LedgerHealth;
 pub use http::NodeStatus;
-pub use ledger::{LedgerConfig, LedgerError, UTXOStateManager};
+
 pub use protocol::UTXOProtocolHandler;
+pub use state_manager::{LedgerConfig, LedgerError, UTXOStateManager};
 
 /// How long an in-process request waits for its answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -364,6 +368,6 @@ async fn keep_house(handler: std::sync::Weak<UTXOProtocolHandler>) {
     loop {
         tokio::time::sleep(HOUSEKEEPING_EVERY).await;
         let Some(handler) = handler.upgrade() else { return };
-        handler.tend_subscriptions(ledger::unix_now()).await;
+        handler.tend_subscriptions(clock::unix_now()).await;
     }
 }

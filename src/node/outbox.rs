@@ -34,7 +34,8 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Lets them out in order. The caller has them from a `Durable`.
+    /// Lets them out in order. The caller has them from a `Durable`, but for the bodies that
+    /// wallets sent.
     pub(super) fn deliver(&self, outward: Vec<Outward>) {
         let mut requests: BTreeMap<Option<MemberIndex>, Vec<Txid>> = BTreeMap::new();
         for outward in outward {
@@ -57,17 +58,11 @@ impl Outbox {
         }
     }
 
-    /// Passes on the bodies among these, which do not wait for a commit. Everything else does.
-    pub(super) fn relay(&self, actions: Vec<Action>) {
-        for action in actions {
-            if let Action::Broadcast(transaction) = action {
-                self.send(None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
-            }
-        }
-    }
-
     fn perform(&self, action: Action) {
         match action {
+            Action::Broadcast(transaction) => {
+                self.send(None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
+            }
             Action::Send { to, transaction } => {
                 self.send(Some(to), &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
             }
@@ -99,7 +94,7 @@ impl Outbox {
             Action::Reply { ticket, txid, progress } => self.statuses.reply(ticket, txid, &progress),
             Action::Progress { txid, progress } => self.statuses.progress(txid, &progress),
             // These are taken apart before they come here.
-            Action::Broadcast(_) | Action::ResendVotes { .. } | Action::Request { .. } => {}
+            Action::ResendVotes { .. } | Action::Request { .. } => {}
         }
     }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::feed::Feed;
-use super::ledger::{Input, UTXOStateManager, Work};
+use super::input::{Input, Work};
+use super::state_manager::UTXOStateManager;
 use super::status::StatusHub;
 use super::sync::FinalizedSync;
 use super::verify::VerifyPool;

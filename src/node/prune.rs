@@ -8,7 +8,7 @@ use std::sync::Weak;
 
 use tokio::sync::oneshot;
 
-use super::ledger::Input;
+use super::input::Input;
 use super::protocol::UTXOProtocolHandler;
 use crate::limits::MAX_PRUNED_PER_COMMIT;
 

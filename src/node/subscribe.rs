@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use super::clock::unix_now;
 use super::feed::Filter;
-use super::ledger::{Input, NotYours, SubscriptionDone, SubscriptionRequest, Work, unix_now};
+use super::input::{Input, NotYours, SubscriptionDone, SubscriptionRequest, Work};
 use super::protocol::{Refusal, UTXOProtocolHandler, busy, internal, parse_addresses, parse_outpoints, refusal};
 use crate::db::{Durable, Snapshot, Subscription, SubscriptionKey};
 use crate::limits::{

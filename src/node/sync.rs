@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ledger::Input;
+use super::input::Input;
 use super::protocol::{Refusal, UTXOProtocolHandler, busy, entry_bytes, refusal, transaction_entry};
 use crate::consensus::{CheckedBlock, Committee, Event, FencePage, MemberIndex, Signable, Source, Voting, check_form};
 use crate::db::{DatabaseError, Durable, Reader};

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ledger::{Input, Inputs, Work};
+use super::input::{Input, Inputs, Work};
 use crate::consensus::{Event, Signable, Source, Verified};
 use crate::limits::{LEDGER_QUEUE, VERIFY_BATCH, VERIFY_QUEUE};
 use crate::net::{Connection, ErrorCode, ErrorMessage, NetworkMessage};
