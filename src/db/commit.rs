@@ -185,7 +185,7 @@ impl Database {
         self.shared.applied(next_commit, &batch.changes);
         self.recent.follow(&batch.changes, &rows, self.next_body);
         let unproved = batch.prune.as_ref().map_or(&[][..], PruneBatch::unproved);
-        self.shared.proofs.follow(batch.changes.finalized.values(), unproved);
+        self.shared.finals.follow(&batch.changes.finalized, unproved);
         self.engine.sync()?;
         self.engine.write_guard(Stamp { commit: head.commit, digest: head.digest })?;
         (self.head, self.kept) = (head, kept);

@@ -9,6 +9,7 @@
 //! under the number of the first of them.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +22,7 @@ use super::recover::MAX_NUMBER;
 use super::schema::{StoredFinal, StoredSettled, StoredTransaction, TreeId};
 use super::store::Trees;
 use crate::consensus::{Certificate, Finalized, Settled};
-use crate::limits::MAX_RECENT_PROOF_VOTES;
+use crate::limits::{MAX_RECENT_PLACES, MAX_RECENT_PROOF_VOTES};
 use crate::types::{Transaction, Txid};
 
 /// Proofs of one record: reading one makes all of its paths again.
@@ -117,35 +118,60 @@ fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
-/// Proofs that were written or read lately. A payment's wallet is told of it when it is final
-/// and once more when a block contains it, and whoever reads one proof mostly wants its
-/// neighbours next, while the paths of a record are made for all of them at once. A proof
-/// never changes, it only goes, so what is here is never wrong.
+/// Settled transactions and their proofs that were written or read lately. A payment's wallet
+/// is told of it when it is final and once more when a block contains it, and then the feed
+/// looks for whom the block concerns. Whoever reads one proof mostly wants its neighbours
+/// next, while the paths of a record are made for all of them at once. A body stays, and a
+/// proof never changes, it only goes; so what is here is never wrong.
 #[derive(Debug)]
-pub(super) struct ProofCache(Mutex<Bounded<Txid, Arc<Certificate>>>);
+pub(super) struct RecentFinals {
+    bodies: Mutex<Bounded<Txid, Arc<Transaction>>>,
+    proofs: Mutex<Bounded<Txid, Arc<Certificate>>>,
+}
 
-impl Default for ProofCache {
+impl Default for RecentFinals {
     fn default() -> Self {
-        Self(Mutex::new(Bounded::new(MAX_RECENT_PROOF_VOTES)))
+        Self {
+            bodies: Mutex::new(Bounded::new(MAX_RECENT_PLACES)),
+            proofs: Mutex::new(Bounded::new(MAX_RECENT_PROOF_VOTES)),
+        }
     }
 }
 
-impl ProofCache {
-    fn proofs(&self) -> MutexGuard<'_, Bounded<Txid, Arc<Certificate>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl RecentFinals {
+    fn bodies(&self) -> MutexGuard<'_, Bounded<Txid, Arc<Transaction>>> {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in the proofs that a commit writes, and forgets those that it prunes.
-    pub(super) fn follow<'a>(&self, finals: impl Iterator<Item = &'a Finalized>, pruned: &[Txid]) {
+    fn proofs(&self) -> MutexGuard<'_, Bounded<Txid, Arc<Certificate>>> {
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a commit settles, and forgets the proofs that it prunes.
+    pub(super) fn follow(&self, finalized: &BTreeMap<Txid, Finalized>, pruned: &[Txid]) {
+        let mut bodies = self.bodies();
+        for (txid, Finalized { transaction, .. }) in finalized {
+            bodies.insert(*txid, Arc::clone(transaction), places(transaction));
+        }
+        drop(bodies);
         let mut proofs = self.proofs();
         pruned.iter().for_each(|txid| proofs.remove(txid));
-        for proof in finals.filter_map(|finalized| finalized.certificate.as_ref()) {
+        for proof in finalized.values().filter_map(|finalized| finalized.certificate.as_ref()) {
             proofs.insert(proof.txid, Arc::clone(proof), proof.votes.len());
         }
     }
 
+    /// The body of a settled transaction. What is read for it is not kept: whoever reads much
+    /// that is old would drive out what is new.
+    pub(super) fn body(&self, trees: &Trees, txid: &Txid) -> Result<Option<Arc<Transaction>>, DatabaseError> {
+        if let Some(known) = self.bodies().get(txid) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        Ok(get_final(trees, txid)?.map(|stored| Arc::new(stored.transaction.into_transaction())))
+    }
+
     /// The proof of a settled transaction, until it is pruned.
-    pub(super) fn get(&self, trees: &Trees, txid: &Txid) -> Result<Option<Arc<Certificate>>, DatabaseError> {
+    pub(super) fn proof(&self, trees: &Trees, txid: &Txid) -> Result<Option<Arc<Certificate>>, DatabaseError> {
         if let Some(known) = self.proofs().get(txid) {
             return Ok(Some(Arc::clone(known)));
         }
@@ -158,6 +184,11 @@ impl ProofCache {
         }
         Ok(read.into_iter().find(|proof| proof.txid == *txid))
     }
+}
+
+/// How much a body weighs among those that are remembered: itself, and each place in it.
+pub(super) fn places(body: &Transaction) -> usize {
+    1 + body.inputs().len() + body.outputs().len()
 }
 
 /// Which record of proofs has, or had, that of the transaction with this number.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::DatabaseError;
 use super::codec::RowChange;
+use super::finals::places;
 use super::schema::{StoredFinal, StoredSettled, TreeId, parse_outpoint_key};
 use super::store::{Reader, Trees};
 use crate::consensus::{Changes, Dead, Utxo};
@@ -99,7 +100,7 @@ impl Recent {
         }
         for ((txid, finalized), number) in changes.finalized.iter().zip(first_number..) {
             let body = Arc::clone(&finalized.transaction);
-            let (weight, stored) = (weight(&body), StoredSettled { settled: finalized.settled, number });
+            let (weight, stored) = (places(&body), StoredSettled { settled: finalized.settled, number });
             fates.insert(*txid, Fate::Settled { stored, body: Some(body) }, weight);
         }
         for (txid, dead) in &changes.dead {
@@ -198,13 +199,9 @@ impl Recent {
         let Some(StoredFinal { settled, number, transaction }) = reader.stored_final(txid)? else { return Ok(None) };
         let body = Arc::new(transaction.into_transaction());
         let fate = Fate::Settled { stored: StoredSettled { settled, number }, body: Some(Arc::clone(&body)) };
-        self.0.borrow_mut().fates.insert(*txid, fate, weight(&body));
+        self.0.borrow_mut().fates.insert(*txid, fate, places(&body));
         Ok(Some(body))
     }
-}
-
-fn weight(body: &Transaction) -> usize {
-    1 + body.inputs().len() + body.outputs().len()
 }
 
 #[cfg(test)]

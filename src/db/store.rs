@@ -63,7 +63,7 @@ pub(super) struct Shared {
     durable_commit: Waited,
     network: StoredNetwork,
     flights: RwLock<FlightTable>,
-    pub(super) proofs: finals::ProofCache,
+    pub(super) finals: finals::RecentFinals,
 }
 
 impl Shared {
@@ -77,7 +77,7 @@ impl Shared {
             durable_commit: Waited::at(head.commit),
             network,
             flights: RwLock::new(flights),
-            proofs: finals::ProofCache::default(),
+            finals: finals::RecentFinals::default(),
         }
     }
 
@@ -334,9 +334,14 @@ impl Reader {
         Ok(self.stored_final(txid)?.map(|stored| (stored.transaction.into_transaction(), stored.settled)))
     }
 
+    /// The body of a final transaction. Cheap if it became final not long ago.
+    pub fn body(&self, txid: &Txid) -> Result<Option<Arc<Transaction>>, DatabaseError> {
+        self.shared.finals.body(&self.shared.trees, txid)
+    }
+
     /// A transaction in flight.
-    pub fn in_flight(&self, txid: &Txid) -> Result<Option<Transaction>, DatabaseError> {
-        Ok(self.shared.flights().get(txid).map(|flight| flight.transaction.as_ref().clone()))
+    pub fn in_flight(&self, txid: &Txid) -> Result<Option<Arc<Transaction>>, DatabaseError> {
+        Ok(self.shared.flights().get(txid).map(|flight| Arc::clone(&flight.transaction)))
     }
 
     /// Up to `limit` transactions in flight after `after`, in order of txid, with the time at
@@ -359,7 +364,7 @@ impl Reader {
 
     /// F(T) of a settled transaction, until it is pruned.
     pub(super) fn proof(&self, txid: &Txid) -> Result<Option<Arc<Certificate>>, DatabaseError> {
-        self.shared.proofs.get(&self.shared.trees, txid)
+        self.shared.finals.proof(&self.shared.trees, txid)
     }
 
     /// The height of the block that contains a transaction.

@@ -99,9 +99,9 @@ impl Outbox {
     }
 
     fn send_settled(&self, to: MemberIndex, txid: &Txid) {
-        let found = self.reader.finalized(txid).and_then(|found| {
+        let found = self.reader.body(txid).and_then(|found| {
             let certificate = self.reader.certificate(txid, VoteKind::Commit)?;
-            Ok(found.map(|(transaction, _)| (transaction, certificate)))
+            Ok(found.map(|transaction| (transaction, certificate)))
         });
         match found {
             Ok(Some((transaction, certificate))) => self.send(Some(to), &certified(&transaction, certificate)),

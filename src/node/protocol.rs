@@ -417,14 +417,13 @@ fn transaction_entries(reader: &Reader, txid: &Txid) -> Result<Vec<CertifiedTran
 
 /// A body with F, else C, else A.
 pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<CertifiedTransaction>, DatabaseError> {
-    let finalized = || Ok::<_, DatabaseError>(reader.finalized(txid)?.map(|(transaction, _)| transaction));
-    let mut transaction = finalized()?;
+    let mut transaction = reader.body(txid)?;
     if transaction.is_none() {
         transaction = reader.in_flight(txid)?;
     }
     if transaction.is_none() {
         // It may have gone from the one tree to the other between the two looks.
-        transaction = finalized()?;
+        transaction = reader.body(txid)?;
     }
     let Some(transaction) = transaction else { return Ok(None) };
     let certificate = match reader.certificate(txid, VoteKind::Commit)? {

@@ -1,50 +1,55 @@
 //! Which of a block's transactions concern which wallets.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::feed::Filter;
 use crate::db::{DatabaseError, Reader};
 use crate::types::{Address, Height, OutPoint, Txid};
 
-/// A block's transactions by the addresses and outpoints that they spend and create.
+/// A block's transactions by the addresses and outpoints that they spend and create. Each list
+/// is in order, and says where in the block the transaction stands.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     txids: Vec<Txid>,
-    by_address: HashMap<Address, Vec<usize>>,
-    by_outpoint: HashMap<OutPoint, Vec<usize>>,
+    by_address: Vec<(Address, usize)>,
+    by_outpoint: Vec<(OutPoint, usize)>,
 }
 
 impl Touched {
     fn read(reader: &Reader, height: Height) -> Result<Self, DatabaseError> {
         let mut touched = Self::default();
         let Some(decided) = reader.block(height)? else { return Ok(touched) };
+        let network = reader.network().network;
         for (place, txid) in decided.block.transactions.iter().enumerate() {
-            let Some((transaction, _)) = reader.finalized(txid)? else { continue };
-            for outpoint in transaction.spends() {
-                touched.by_outpoint.entry(outpoint).or_default().push(place);
-            }
+            let Some(transaction) = reader.body(txid)? else { continue };
+            touched.by_outpoint.extend(transaction.spends().map(|outpoint| (outpoint, place)));
             // Whoever spends shows the key that the spent output's address commits to.
-            for input in transaction.inputs() {
-                let address = Address::of_key(&input.public_key, reader.network().network);
-                touched.by_address.entry(address).or_default().push(place);
-            }
-            for (outpoint, output) in transaction.creates() {
-                touched.by_outpoint.entry(outpoint).or_default().push(place);
-                touched.by_address.entry(output.address).or_default().push(place);
-            }
+            let owners = transaction.inputs().iter().map(|input| Address::of_key(&input.public_key, network));
+            touched.by_address.extend(owners.map(|address| (address, place)));
+            touched.by_outpoint.extend(transaction.creates().map(|(outpoint, _)| (outpoint, place)));
+            touched.by_address.extend(transaction.outputs().iter().map(|output| (output.address, place)));
         }
+        touched.by_address.sort_unstable();
+        touched.by_outpoint.sort_unstable();
         touched.txids = decided.block.transactions;
         Ok(touched)
     }
 
     /// Those that concern a subscription, in the block's order.
     pub(super) fn of(&self, filter: &Filter) -> Vec<Txid> {
-        let addresses = filter.addresses().filter_map(|address| self.by_address.get(address));
-        let outpoints = filter.outpoints().filter_map(|outpoint| self.by_outpoint.get(outpoint));
-        let places: BTreeSet<usize> = addresses.chain(outpoints).flatten().copied().collect();
+        let addresses = filter.addresses().flat_map(|address| places(&self.by_address, address));
+        let outpoints = filter.outpoints().flat_map(|outpoint| places(&self.by_outpoint, outpoint));
+        let mut places: Vec<usize> = addresses.chain(outpoints).collect();
+        places.sort_unstable();
+        places.dedup();
         places.into_iter().filter_map(|place| self.txids.get(place).copied()).collect()
     }
+}
+
+fn places<K: Ord>(list: &[(K, usize)], key: &K) -> impl Iterator<Item = usize> {
+    let begin = list.partition_point(|(other, _)| other < key);
+    list[begin..].iter().take_while(move |(other, _)| other == key).map(|(_, place)| *place)
 }
 
 /// The last few blocks, read once for all subscriptions.

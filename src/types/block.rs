@@ -155,15 +155,15 @@ impl UtxoDigest {
 
     /// Puts an output into the set. Each output is in it at most once.
     pub fn add(&mut self, outpoint: &OutPoint, output: &Output) {
-        for (lane, element) in self.lanes.iter_mut().zip(element(outpoint, output)) {
-            *lane = lane.wrapping_add(element);
+        for (lane, element) in self.lanes.iter_mut().zip(element(outpoint, output).as_chunks().0) {
+            *lane = lane.wrapping_add(u16::from_le_bytes(*element));
         }
     }
 
     /// Takes an output out of the set. It has to be in it.
     pub fn remove(&mut self, outpoint: &OutPoint, output: &Output) {
-        for (lane, element) in self.lanes.iter_mut().zip(element(outpoint, output)) {
-            *lane = lane.wrapping_sub(element);
+        for (lane, element) in self.lanes.iter_mut().zip(element(outpoint, output).as_chunks().0) {
+            *lane = lane.wrapping_sub(u16::from_le_bytes(*element));
         }
     }
 
@@ -196,7 +196,8 @@ impl fmt::Debug for UtxoDigest {
     }
 }
 
-fn element(outpoint: &OutPoint, output: &Output) -> impl Iterator<Item = u16> {
+/// What an output adds to each lane, two bytes for each.
+fn element(outpoint: &OutPoint, output: &Output) -> [u8; 2 * UtxoDigest::LANES] {
     let seed = tagged_hash(
         "TIME/utxo",
         &[
@@ -208,5 +209,5 @@ fn element(outpoint: &OutPoint, output: &Output) -> impl Iterator<Item = u16> {
     );
     let mut bytes = [0; 2 * UtxoDigest::LANES];
     blake3::Hasher::new().update(&seed).finalize_xof().fill(&mut bytes);
-    (0..UtxoDigest::LANES).map(move |i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
+    bytes
 }

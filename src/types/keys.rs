@@ -89,13 +89,18 @@ impl SignatureItem {
     }
 }
 
-/// Checks all at once, at less than half the price of one by one.
+/// Checks all at once, which for many is less than half the price of one by one.
 ///
 /// `true` means that every item is valid. `false` means that at least one is not;
 /// check them singly to learn which.
 pub fn verify_batch<'a>(items: impl IntoIterator<Item = &'a SignatureItem>) -> bool {
+    let mut items = items.into_iter().peekable();
+    let first = items.next();
+    if let (Some(alone), None) = (first, items.peek()) {
+        return alone.clone().verify();
+    }
     let mut verifier = ed25519_zebra::batch::Verifier::new();
-    for item in items {
+    for item in first.into_iter().chain(items) {
         verifier.queue(item.0.clone());
     }
     verifier.verify(rand::rng()).is_ok()

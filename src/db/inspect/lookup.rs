@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::super::DatabaseError;
 use super::super::finals::get_final;
@@ -164,7 +165,8 @@ impl Trees {
             let (key, _) = row?;
             places.extend(parse_outpoint_key(&key));
         }
-        let settled = found.read(get_final(&self.trees, txid)).map(|stored| stored.transaction.into_transaction());
+        let settled = found.read(get_final(&self.trees, txid));
+        let settled = settled.map(|stored| Arc::new(stored.transaction.into_transaction()));
         let in_flight = found.read(self.reader()).and_then(|reader| found.read(reader.in_flight(txid)));
         for body in settled.into_iter().chain(in_flight) {
             places.extend(body.spends());

@@ -9,7 +9,7 @@ use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::confirmed::{StoredConfirmed, confirmed_of_row};
 use super::super::engine::Tree;
-use super::super::finals::{ProofCache, body_at, with_body};
+use super::super::finals::{RecentFinals, body_at, with_body};
 use super::super::kept::Kept;
 use super::super::pack::StoredCertificates;
 use super::super::prune::Pruned;
@@ -144,12 +144,12 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
             (transaction.txid().to_string(), Content::InFlight(Box::new(transaction), stored.locked_at))
         }),
         TreeId::Transactions => {
-            let (trees, proofs) = (trees.clone(), ProofCache::default());
+            let (trees, finals) = (trees.clone(), RecentFinals::default());
             plain(tree, id, range, move |key, value| {
                 let txid = txid_of(TreeId::Transactions, key)?;
                 let stored = with_body(trees.get(TreeId::Bodies), decode(TreeId::Transactions, value)?)?;
                 let transaction = Box::new(stored.transaction.into_transaction());
-                let proof = proofs.get(&trees, &txid)?.map(Arc::unwrap_or_clone);
+                let proof = finals.proof(&trees, &txid)?.map(Arc::unwrap_or_clone);
                 Ok((txid.to_string(), Content::Settled(transaction, stored.settled, proof)))
             })
         }
