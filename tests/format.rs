@@ -196,7 +196,7 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     drop(opened);
 
     let trees = InspectTrees::open(directory.path()).unwrap();
-    let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().collect::<Result<_, _>>().unwrap() };
+    let rows = |name: &str| -> Vec<Row> { trees.rows(name).unwrap().unwrap().collect::<Result<_, _>>().unwrap() };
     let keys = |name: &str| -> Vec<String> { rows(name).into_iter().map(|row| row.key).collect() };
     assert_eq!(keys("meta"), ["chain", "fence", "head", "kept", "network", "schema"]);
     assert_eq!(rows("meta")[5].value, json!(SCHEMA_VERSION));
@@ -227,7 +227,7 @@ fn a_commit_writes_every_tree_and_the_inspector_reads_them() {
     assert_eq!(rows("transactions")[0].value["settled"], json!({ "fee": 9, "finalized_at": 2, "votes": 1 }));
     assert_eq!(keys("changes"), ["1", "2"]);
     assert_eq!(rows("subscriptions")[0].value["subscriber_id"], json!("wallet"));
-    assert!(trees.rows("no-such-tree").is_none());
+    assert!(trees.rows("no-such-tree").unwrap().is_none());
 }
 
 /// What wallets and peers parse. Field names, nesting, numbers, nulls.

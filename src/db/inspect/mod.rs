@@ -191,12 +191,13 @@ impl Trees {
         Ok(Some(Reader { shared: Arc::new(shared) }))
     }
 
-    /// The records of one tree, in order of key. `None` if there is no such tree.
-    pub fn rows(&self, name: &str) -> Option<Rows> {
-        self.select(name, Filter::default()).ok().flatten()
+    /// The records of one tree, in order of key. `None` if there is no such tree; an error if
+    /// the database is of another schema.
+    pub fn rows(&self, name: &str) -> Result<Option<Rows>, DatabaseError> {
+        self.select(name, Filter::default())
     }
 
-    /// Those that a filter admits.
+    /// Those that a filter admits; see [`Self::rows`].
     pub fn select(&self, name: &str, filter: Filter) -> Result<Option<Rows>, DatabaseError> {
         let Some(id) = TreeId::named(name) else { return Ok(None) };
         open::is_migrated(&self.trees)?;
