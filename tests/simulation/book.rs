@@ -297,14 +297,22 @@ impl Book {
     }
 
     /// Whether anything of these changes, which are not in the book, is in the database.
-    pub fn lacks_what_is_there(&self, reader: &Reader, changes: &Changes) -> bool {
+    pub fn lacks_what_is_there(&self, reader: &Reader, fence: Option<FenceState>, changes: &Changes) -> bool {
         let is_noted = |txid| reader.is_in_flight(txid).is_ok_and(|noted| noted) && !self.in_flight.contains_key(txid);
         let is_kept = |(txid, kind): &(Txid, VoteKind)| {
             let stored = reader.certificate(txid, *kind).expect("a certificate is read");
             stored.is_some() && !self.certificates.contains_key(&(*txid, *kind == VoteKind::Abort))
         };
+        let is_moved = |(outpoint, fenced): (&OutPoint, &bool)| {
+            self.fenced.contains(outpoint) != *fenced && reader.is_fenced(outpoint).ok() == Some(*fenced)
+        };
         let has_grown = reader.durable_head().sequence > self.sequence;
-        has_grown || changes.in_flight.keys().any(is_noted) || changes.certificates.keys().any(is_kept)
+        let has_stepped = changes.fence_state.is_some() && changes.fence_state == fence && self.fence != fence;
+        has_grown
+            || has_stepped
+            || changes.in_flight.keys().any(is_noted)
+            || changes.certificates.keys().any(is_kept)
+            || changes.fence.iter().any(is_moved)
     }
 
     /// A start finds exactly what was durable.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use time_masternode::consensus::{
     Ballot, Changes, Event, Machine, MemberBatch, MemberIndex, Now, Suspension, Verified, VoteKind, Voting,
 };
-use time_masternode::db::{Database, DatabaseError, MemoryDisk, Opened, Owner, Reader};
+use time_masternode::db::{Database, DatabaseError, MemoryDisk, Opened, Owner, Reader, RecoveredState};
 use time_masternode::types::{Height, PublicKey, SecretKey, Txid};
 
 use super::book::Book;
@@ -100,7 +100,7 @@ impl Member {
         let owner = Owner { genesis: &setting.genesis, public_key: Some(self.public_key), first_start };
         let Opened { database, recovered } = Database::open_in_memory(&self.disk, owner)?;
         let reader = database.reader();
-        let entered = self.settle_unsure(&reader);
+        let entered = self.settle_unsure(&reader, &recovered);
         if self.honest {
             let expected = self.is_rolled_back.then_some(Suspension::GuardMismatch);
             ensure!(
@@ -140,7 +140,7 @@ impl Member {
     }
 
     /// A commit that was cut off has happened or has not; the database's head says which.
-    fn settle_unsure(&mut self, reader: &Reader) -> Option<Changes> {
+    fn settle_unsure(&mut self, reader: &Reader, recovered: &RecoveredState) -> Option<Changes> {
         let head = reader.durable_head();
         let unsure = self.unsure.take();
         if std::mem::take(&mut self.is_new) {
@@ -151,7 +151,8 @@ impl Member {
         }
         // Each start of a member that must not vote writes that down, so its head does not say.
         if self.is_rolled_back {
-            let happened = unsure.filter(|changes| self.book.lacks_what_is_there(reader, changes));
+            let fence = recovered.fence.map(|(state, _)| state);
+            let happened = unsure.filter(|changes| self.book.lacks_what_is_there(reader, fence, changes));
             if let Some(changes) = &happened {
                 self.book.enter(changes);
             }
