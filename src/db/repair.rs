@@ -28,6 +28,7 @@ use super::switch::free_name;
 use super::verify::{Damage, Report, VerifyOptions, verify_data_dir};
 use super::{DatabaseError, Owner};
 use crate::consensus::Vote;
+use crate::types::PublicKey;
 
 /// Rows that one commit of a repair writes.
 const ROWS_AT_ONCE: usize = 4_096;
@@ -137,7 +138,7 @@ pub fn plan(data_dir: &Path, cache_bytes: u64, options: VerifyOptions<'_>) -> Re
     match verify_data_dir(data_dir, cache_bytes, options) {
         Ok(report) => Ok(Plan::of(report)),
         // What nobody can read is fetched again. Everything else is no matter of repair.
-        Err(error @ (DatabaseError::Damaged(_) | DatabaseError::Corrupt { .. } | DatabaseError::Sled(_))) => {
+        Err(error) if is_damage(&error) => {
             let remedy = Remedy::Resync;
             let because = BTreeSet::from(["opening".to_owned()]);
             let step = PlanStep { remedy, what: remedy.what(), why: remedy.why(), because };
@@ -145,6 +146,11 @@ pub fn plan(data_dir: &Path, cache_bytes: u64, options: VerifyOptions<'_>) -> Re
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether the database itself is what is wrong, and not who asks or the machine.
+const fn is_damage(error: &DatabaseError) -> bool {
+    matches!(error, DatabaseError::Damaged(_) | DatabaseError::Corrupt { .. } | DatabaseError::Sled(_))
 }
 
 /// What a repair did.
@@ -173,16 +179,13 @@ pub fn repair(
         // Without a database and without the word that this is a first start, the node makes
         // one behind the fence. With the genesis at hand that is done here.
         let report = match options.genesis {
-            Some(genesis) => {
-                let public_key = owner_of(&kept, cache_bytes);
-                match public_key {
-                    Some(public_key) => {
-                        drop(Database::open(data_dir, Owner { genesis, public_key, first_start: false }, cache_bytes)?);
-                        Some(verify_data_dir(data_dir, cache_bytes, options)?)
-                    }
-                    None => None,
+            Some(genesis) => match owner_of(&kept, cache_bytes)? {
+                Some(public_key) => {
+                    drop(Database::open(data_dir, Owner { genesis, public_key, first_start: false }, cache_bytes)?);
+                    Some(verify_data_dir(data_dir, cache_bytes, options)?)
                 }
-            }
+                None => None,
+            },
             None => None,
         };
         return Ok(Repaired { kept, fenced: None, votes_taken_out: Vec::new(), report });
@@ -210,9 +213,12 @@ pub fn repair(
 
 /// Whose database it was, if that can still be read.
 #[expect(clippy::option_option, reason = "it cannot be read; it is an observer's; it is a member's")]
-fn owner_of(kept: &Path, cache_bytes: u64) -> Option<Option<crate::types::PublicKey>> {
-    let database = Database::open_offline(kept, cache_bytes).ok()?;
-    Some(database.reader().network().public_key)
+fn owner_of(kept: &Path, cache_bytes: u64) -> Result<Option<Option<PublicKey>>, DatabaseError> {
+    match Database::open_offline(kept, cache_bytes) {
+        Ok(database) => Ok(Some(database.reader().network().public_key)),
+        Err(error) if is_damage(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Moves sled's files and the guard out of the way, in one step that is durable.

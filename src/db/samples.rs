@@ -34,18 +34,18 @@ pub(super) fn genesis() -> Genesis {
         masternodes: vec![member],
         allocations,
     })
-    .unwrap()
+    .expect("it is sound")
 }
 
 pub(super) fn spend(outpoint: OutPoint, amount: u64) -> Arc<Transaction> {
     let signature = Signature::from_bytes([9; 64]);
     let input = Input { previous_output: outpoint, public_key: key().public_key(), signature };
-    let output = Output { amount: Amount::from_units(amount).unwrap(), address: address() };
+    let output = Output { amount: Amount::from_units(amount).expect("it is little"), address: address() };
     Arc::new(Transaction::from_parts(vec![input], vec![output], 0))
 }
 
 /// The member's database, or an observer's.
 pub(super) fn open_sample(disk: &MemoryDisk, genesis: &Genesis, member: bool, first_start: bool) -> Opened {
     let public_key = member.then(|| key().public_key());
-    Database::open_in_memory(disk, Owner { genesis, public_key, first_start }).unwrap()
+    Database::open_in_memory(disk, Owner { genesis, public_key, first_start }).expect("a disk in memory is sound")
 }

@@ -546,6 +546,7 @@ pub struct Incoming {
 pub fn parse(bytes: &[u8]) -> Result<Incoming, ErrorMessage> {
     let request_id = find_request_id(bytes);
     match serde_json::from_slice::<NetworkMessage>(bytes) {
+        Ok(_) if !has_object(bytes) => Err(ErrorMessage::new(ErrorCode::Malformed, "a message is an object")),
         Ok(message) => Ok(Incoming { message, request_id }),
         Err(error) => Err(ErrorMessage { request_id, ..describe(bytes, &error) }),
     }
@@ -563,6 +564,13 @@ fn describe(bytes: &[u8], error: &serde_json::Error) -> ErrorMessage {
             ErrorMessage::new(ErrorCode::Malformed, what)
         }
     }
+}
+
+/// Whether what stands behind the tag of a message is an object: a list of its fields in their
+/// order would be read as well. The tag is one of the names, so the first colon ends it.
+fn has_object(bytes: &[u8]) -> bool {
+    let mut body = bytes.iter().skip_while(|byte| **byte != b':').skip(1);
+    body.find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// Looks into the body only where the bytes have the name at all.
@@ -608,6 +616,13 @@ mod tests {
         for text in ["", "{}", "[]", "7", "{\"Ping\": {}}", "{\"Ping\": {\"nonce\": -1}}", "{\"Ping\":", "\u{0}"] {
             assert_eq!(code(text), ErrorCode::Malformed, "{text:?}");
         }
+        for text in ["{\"Ping\": [1]}", "{\"Error\": [\"UnknownMessage\", \"a\", \"b\"]}", "{ \"Ping\"\t:\n[1]}"] {
+            assert_eq!(code(text), ErrorCode::Malformed, "{text:?}");
+        }
+        assert_eq!(
+            parse(b" {\n\"Ping\"\t:\r{ \"nonce\":1}}").unwrap().message,
+            NetworkMessage::Ping(Nonce { nonce: 1 })
+        );
         assert_eq!(code("{\"Ping\": {\"nonce\": 1}, \"Pong\": {\"nonce\": 1}}"), ErrorCode::Malformed);
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(code(&deep), ErrorCode::Malformed);
