@@ -95,8 +95,22 @@ fn unspent_key(db: &sled::Db) -> sled::IVec {
     utxos.iter().map(Result::unwrap).find(|(_, value)| unspent(value)).unwrap().0
 }
 
+/// The row of an output that something in flight spends: its record names the output.
+fn locked_key(db: &sled::Db) -> sled::IVec {
+    let utxos = db.open_tree("utxos").unwrap();
+    let key = |named: &[u8]| {
+        let (txid, vout) = named.split_at(32);
+        let vout = u32::from_le_bytes(vout.try_into().unwrap());
+        [txid, &vout.to_be_bytes()].concat()
+    };
+    let records = db.open_tree("locks").unwrap();
+    let records: Vec<_> = records.iter().map(|record| record.unwrap().1).collect();
+    let mut named = records.iter().flat_map(|record| record.windows(36)).map(key);
+    named.find(|key| utxos.contains_key(key).unwrap()).unwrap().into()
+}
+
 /// Each kind of damage, the invariant that has to name it, and what a repair makes of it.
-const DAMAGES: [(&str, &str, Remedy, Damaged); 19] = [
+const DAMAGES: [(&str, &str, Remedy, Damaged); 20] = [
     ("a coin is gone", "supply", Remedy::Resync, |db| {
         let key = unspent_key(db);
         db.open_tree("utxos").unwrap().remove(key).unwrap();
@@ -110,6 +124,10 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 19] = [
     }),
     ("a coin cannot be read", "utxos", Remedy::Resync, |db| {
         let key = unspent_key(db);
+        db.open_tree("utxos").unwrap().insert(key, b"?").unwrap();
+    }),
+    ("a locked coin cannot be read", "utxos", Remedy::Resync, |db| {
+        let key = locked_key(db);
         db.open_tree("utxos").unwrap().insert(key, b"?").unwrap();
     }),
     ("an index row is gone", "addresses", Remedy::Rebuild, |db| remove_first(db, "addresses")),

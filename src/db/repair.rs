@@ -19,10 +19,10 @@ use super::backup::copy_files;
 use super::codec::{RowChange, get_record};
 use super::commit::{CommitBatch, Maintenance};
 use super::guard::{Guard, sync_directory};
-use super::open::{DATABASE_DIR, is_there};
+use super::open::{DATABASE_DIR, Storage, is_there};
 use super::repair_fence::{put_behind_fence, suspend};
 use super::repair_flight::{restart_log, settle_flight};
-use super::schema::{Subscription, SubscriptionKey, TreeId, address_key};
+use super::schema::{StoredNetwork, Subscription, SubscriptionKey, TreeId, address_key, meta};
 use super::store::{Database, Reader};
 use super::switch::free_name;
 use super::verify::{Damage, Report, VerifyOptions, verify_data_dir};
@@ -214,8 +214,9 @@ pub fn repair(
 /// Whose database it was, if that can still be read.
 #[expect(clippy::option_option, reason = "it cannot be read; it is an observer's; it is a member's")]
 fn owner_of(kept: &Path, cache_bytes: u64) -> Result<Option<Option<PublicKey>>, DatabaseError> {
-    match Database::open_offline(kept, cache_bytes) {
-        Ok(database) => Ok(Some(database.reader().network().public_key)),
+    let network = Storage::open(kept, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
+    match network {
+        Ok(network) => Ok(network.map(|network| network.public_key)),
         Err(error) if is_damage(&error) => Ok(None),
         Err(error) => Err(error),
     }
