@@ -106,6 +106,8 @@ fn a_network_of_its_own_is_measured_and_ended() {
         "200",
         "--in-flight",
         "8",
+        "--idle-coins",
+        "3000",
         "--json",
         &json,
         "--picture",
@@ -122,12 +124,15 @@ fn a_network_of_its_own_is_measured_and_ended() {
         }
     }
     assert!(std::fs::read_to_string(&picture).unwrap().starts_with("<svg"));
-    // The nodes have let go of their databases and ports.
+    // The nodes have let go of their databases and ports. What was only to be there is there.
     let database = Command::new(env!("CARGO_BIN_EXE_time-db"))
-        .args(["--data-dir", &format!("{net}/masternode-1/data"), "dump", "--tree", "locks", "--format", "json"])
+        .args(["--data-dir", &format!("{net}/masternode-1/data"), "stats", "--format", "json"])
         .output()
         .unwrap();
     assert!(database.status.success(), "{}", stderr(&database));
+    let stats: Value = serde_json::from_slice(&database.stdout).unwrap();
+    let unspent = stats["outputs"]["Unspent"]["count"].as_u64().unwrap();
+    assert!((3_200..4_000).contains(&unspent), "3,000 that nobody spends, two of each payment: {unspent}");
     assert!(std::net::TcpListener::bind(format!("127.0.0.1:{port}")).is_ok());
 }
 
