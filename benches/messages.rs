@@ -81,7 +81,7 @@ fn messages() -> Vec<(&'static str, NetworkMessage)> {
         ("TransactionStatus, pending", status(TransactionStatusKind::Pending, None)),
         (
             "TransactionStatus, final",
-            status(TransactionStatusKind::Finalized, Some(FinalityProof::Commit(certificate))),
+            status(TransactionStatusKind::Finalized, Some(FinalityProof::Commit(Arc::new(certificate)))),
         ),
         (
             "UTXOStateNotification",

@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     match proof {
         Some(FinalityProof::Commit(certificate)) => {
-            certificate.verify(&committee)?;
+            Arc::unwrap_or_clone(certificate).verify(&committee)?;
             println!("its finality proof verifies against the genesis");
         }
         _ => return Err("no finality proof".into()),

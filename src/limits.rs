@@ -186,6 +186,8 @@ pub const WALLET_QUEUE: usize = 32;
 pub const WALLET_QUEUE_BYTES: usize = 128 * 1024;
 /// Statuses that wait for a wallet's socket before nothing more is read from it.
 pub const WALLET_UNREAD_STATUSES: usize = 4_096;
+/// The same by about how many bytes they have.
+pub const WALLET_UNREAD_STATUS_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of strangers' frames above the handshake's size that are being received at once,
 /// all together.
 pub const STRANGERS_FRAME_BYTES: usize = 32 * 1024 * 1024;

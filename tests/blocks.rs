@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::Value;
 use support::{Coin, Link, TestNet, Wallet, until, within};
@@ -164,10 +165,10 @@ async fn wallets_hear_of_confirmation_and_of_their_part_of_a_block() {
     let height = confirmed.block_height.unwrap();
     match confirmed.finality_proof.unwrap() {
         FinalityProof::Commit(certificate) => {
-            certificate.verify(&net.committee()).unwrap();
+            Arc::unwrap_or_clone(certificate).verify(&net.committee()).unwrap();
         }
         FinalityProof::Block(decided) => {
-            CheckedBlock::prove(decided, &net.committee(), &theirs.txid()).unwrap();
+            CheckedBlock::prove(Arc::unwrap_or_clone(decided), &net.committee(), &theirs.txid()).unwrap();
         }
     }
     let mut last = 0;

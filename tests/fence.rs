@@ -143,7 +143,12 @@ async fn what_blocks_have_made_unnecessary_is_forgotten() {
     assert_eq!(status.status, TransactionStatusKind::Confirmed);
     match status.finality_proof.unwrap() {
         time_masternode::net::FinalityProof::Block(decided) => {
-            time_masternode::consensus::CheckedBlock::prove(decided, &net.committee(), &txids[0]).unwrap();
+            time_masternode::consensus::CheckedBlock::prove(
+                std::sync::Arc::unwrap_or_clone(decided),
+                &net.committee(),
+                &txids[0],
+            )
+            .unwrap();
         }
         other => panic!("F(T) should be gone: {other:?}"),
     }

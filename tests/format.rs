@@ -254,7 +254,12 @@ fn messages_are_what_the_protocol_says() {
             "approvals": 0, "commits": 0, "total_masternodes": 4, "block_height": null, "finality_proof": null
         }})
     );
-    let proof = FinalityProof::Commit(Certificate { kind: VoteKind::Commit, txid, epoch: 0, votes: vec![] });
+    let proof = FinalityProof::Commit(std::sync::Arc::new(Certificate {
+        kind: VoteKind::Commit,
+        txid,
+        epoch: 0,
+        votes: vec![],
+    }));
     assert_eq!(
         serde_json::to_value(&proof).unwrap(),
         json!({"Commit": {"kind": "Commit", "txid": hex_txid, "epoch": 0, "votes": []}})

@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 use support::{TestNet, until};
@@ -18,11 +19,11 @@ fn assert_proved(net: &TestNet, status: &time_masternode::net::TransactionStatus
     match status.finality_proof.clone() {
         Some(FinalityProof::Commit(proof)) => {
             assert_eq!(proof.txid, status.txid);
-            proof.verify(&net.committee()).unwrap();
+            Arc::unwrap_or_clone(proof).verify(&net.committee()).unwrap();
         }
         // Where this node has only seen the block, that proves it.
         Some(FinalityProof::Block(decided)) => {
-            CheckedBlock::prove(decided, &net.committee(), &status.txid).unwrap();
+            CheckedBlock::prove(Arc::unwrap_or_clone(decided), &net.committee(), &status.txid).unwrap();
         }
         other => panic!("no proof: {other:?}"),
     }

@@ -118,15 +118,17 @@ fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
-/// Settled transactions and their proofs that were written or read lately. A payment's wallet
-/// is told of it when it is final and once more when a block contains it, and then the feed
-/// looks for whom the block concerns. Whoever reads one proof mostly wants its neighbours
-/// next, while the paths of a record are made for all of them at once. A body stays, and a
-/// proof never changes, it only goes; so what is here is never wrong.
+/// Settled transactions and their proofs that were written lately. A payment's wallet is told
+/// of it when it is final and once more when a block contains it, and then the feed looks for
+/// whom the block concerns. Whoever reads an old proof mostly wants its neighbours next, while
+/// the paths of a record are made for all of them at once: one such record is kept, too. A body
+/// stays, and a proof never changes, it only goes; so what is here is never wrong.
 #[derive(Debug)]
 pub(super) struct RecentFinals {
     bodies: Mutex<Bounded<Txid, Arc<Transaction>>>,
     proofs: Mutex<Bounded<Txid, Arc<Certificate>>>,
+    /// The proofs of the record that was read last, with the record's number.
+    read: Mutex<(u64, Vec<Arc<Certificate>>)>,
 }
 
 impl Default for RecentFinals {
@@ -134,6 +136,7 @@ impl Default for RecentFinals {
         Self {
             bodies: Mutex::new(Bounded::new(MAX_RECENT_PLACES)),
             proofs: Mutex::new(Bounded::new(MAX_RECENT_PROOF_VOTES)),
+            read: Mutex::default(),
         }
     }
 }
@@ -177,12 +180,15 @@ impl RecentFinals {
         }
         let Some(StoredSettled { number, .. }) = get_settled(trees, txid)? else { return Ok(None) };
         let Some(first) = proofs_of(trees, number)? else { return Ok(None) };
-        let read: Vec<_> = proofs_at(trees, first)?.into_iter().map(Arc::new).collect();
-        let mut proofs = self.proofs();
-        for proof in &read {
-            proofs.insert(proof.txid, Arc::clone(proof), proof.votes.len());
+        let find = |proofs: &[Arc<Certificate>]| proofs.iter().find(|proof| proof.txid == *txid).cloned();
+        let read = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = Some(read()).filter(|read| read.0 == first).and_then(|read| find(&read.1)) {
+            return Ok(Some(known));
         }
-        Ok(read.into_iter().find(|proof| proof.txid == *txid))
+        let proofs: Vec<_> = proofs_at(trees, first)?.into_iter().map(Arc::new).collect();
+        let found = find(&proofs);
+        *read() = (first, proofs);
+        Ok(found)
     }
 }
 

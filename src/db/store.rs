@@ -101,8 +101,10 @@ impl Shared {
     }
 
     pub(super) fn now_durable(&self, head: DurableHead) {
-        self.durable_commit.reach(head.commit);
+        // The head first: whoever is woken by the other, and answers, must not be contradicted
+        // by an answer as of the head.
         self.durable.send_replace(head);
+        self.durable_commit.reach(head.commit);
     }
 
     pub(super) fn durable_height(&self) -> Height {
@@ -352,13 +354,13 @@ impl Reader {
     }
 
     /// F(T), else C(T) (`Commit`, `Approve`), or A(T) (`Abort`).
-    pub fn certificate(&self, txid: &Txid, kind: VoteKind) -> Result<Option<Certificate>, DatabaseError> {
+    pub fn certificate(&self, txid: &Txid, kind: VoteKind) -> Result<Option<Arc<Certificate>>, DatabaseError> {
         let flight = self.shared.flights().get(txid).cloned();
         let held = flight.and_then(|flight| if kind == VoteKind::Abort { flight.abort } else { flight.commit });
         match held {
-            Some(certificate) => Ok(Some(certificate.as_ref().clone())),
+            Some(certificate) => Ok(Some(certificate)),
             None if kind == VoteKind::Abort => Ok(None),
-            None => Ok(self.proof(txid)?.map(|proof| proof.as_ref().clone())),
+            None => self.proof(txid),
         }
     }
 
@@ -455,28 +457,28 @@ impl Reader {
         }
     }
 
-    /// Log entries with their numbers, after `after` and up to `up_to`, at most `limit`.
-    pub fn changes(&self, after: u64, up_to: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
+    /// The entries of the log after `after` and up to `up_to`, a row of them at a time.
+    fn log_between(&self, after: u64, up_to: u64) -> Result<LogEntries, DatabaseError> {
         let tree = self.tree(TreeId::Changes);
         let wanted = after.saturating_add(1);
         let wanted_key = wanted.to_be_bytes().to_vec();
         let before = tree.range(Bound::Unbounded, Bound::Included(wanted_key.clone())).next_back().transpose()?;
         let start = before.map_or(wanted_key, |(key, _)| key.to_vec());
-        let mut entries = Vec::new();
-        for row in tree.range_from(&start) {
-            let (key, value) = row?;
-            let first = sequence_of(&key)?;
-            if first > up_to {
-                break;
-            }
-            let row: Vec<LogEntry> = decode(TreeId::Changes, &value)?;
-            let numbered = (first..).zip(row).filter(|(n, _)| *n >= wanted && *n <= up_to);
-            entries.extend(numbered.take(limit - entries.len()));
-            if entries.len() >= limit {
-                break;
-            }
-        }
-        Ok(entries)
+        let rows = tree.range(Bound::Included(start), Bound::Included(up_to.to_be_bytes().to_vec()));
+        let entries = move |row: Result<(_, _), DatabaseError>| {
+            let (key, value): (sled::IVec, sled::IVec) = row?;
+            let (first, row): (u64, Vec<LogEntry>) = (sequence_of(&key)?, decode(TreeId::Changes, &value)?);
+            Ok((first..).zip(row).filter(|(n, _)| *n >= wanted && *n <= up_to).collect::<Vec<_>>())
+        };
+        Ok(Box::new(rows.map(entries).flat_map(|row| match row {
+            Ok(entries) => entries.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })))
+    }
+
+    /// Log entries with their numbers, after `after` and up to `up_to`, at most `limit`.
+    pub fn changes(&self, after: u64, up_to: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, DatabaseError> {
+        self.log_between(after, up_to)?.take(limit).collect()
     }
 
     /// The live outputs of `addresses` and every one of `outpoints` that exists, as of a
@@ -507,7 +509,8 @@ impl Reader {
         }
         self.shared.wait_applied()?;
         let mut taken_back = BTreeSet::new();
-        for (_, entry) in self.changes(sequence, u64::MAX, usize::MAX)? {
+        for entry in self.log_between(sequence, u64::MAX)? {
+            let (_, entry) = entry?;
             let LogEntry::Transition(Transition { outpoint, output, old_state, .. }) = entry else { continue };
             let concerned = addresses.contains(&output.address) || outpoints.contains(&outpoint);
             if !concerned || !taken_back.insert(outpoint) {
@@ -558,6 +561,8 @@ impl Reader {
         super::open::size_on_disk(data_dir)
     }
 }
+
+type LogEntries = Box<dyn Iterator<Item = Result<(u64, LogEntry), DatabaseError>>>;
 
 pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
     let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("changes", "a key of the wrong length"))?;

@@ -9,24 +9,49 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
-use super::message::{ErrorCode, ErrorMessage, NetworkMessage, Nonce, RequestId, encode, parse};
+use super::message::{ErrorCode, ErrorMessage, FinalityProof, NetworkMessage, Nonce, RequestId, encode, parse};
 use super::peer_manager::PeerManager;
 use crate::consensus::MemberIndex;
 use crate::limits::{
     BAD_MESSAGES, MAX_WATCHED_PER_CONNECTION, PEER_QUEUE, PEER_QUEUE_BYTES, PING_EVERY, SIGNATURE_FAILURES,
-    SILENCE_TIMEOUT, WALLET_MESSAGES_PER_SECOND, WALLET_QUEUE, WALLET_QUEUE_BYTES, WALLET_UNREAD_STATUSES,
-    WRITE_TIMEOUT,
+    SILENCE_TIMEOUT, WALLET_MESSAGES_PER_SECOND, WALLET_QUEUE, WALLET_QUEUE_BYTES, WALLET_UNREAD_STATUS_BYTES,
+    WALLET_UNREAD_STATUSES, WRITE_TIMEOUT,
 };
+use crate::types::DecidedBlock;
 
 /// Statuses that may wait on one connection: each watched transaction has a few.
 const PUSH_QUEUE: usize = 4 * MAX_WATCHED_PER_CONNECTION;
+
+/// Statuses that wait for a connection's writer, with about how many bytes they have as JSON.
+#[derive(Debug, Default)]
+struct Pushed {
+    queue: VecDeque<(NetworkMessage, Option<RequestId>)>,
+    bytes: usize,
+}
+
+/// About how many bytes of JSON a status has. It is little but for what proves it.
+fn about_bytes(message: &NetworkMessage) -> usize {
+    let proof = match message {
+        NetworkMessage::TransactionStatus(status) => status.finality_proof.as_ref(),
+        _ => None,
+    };
+    let certificate = |votes: usize| 512 * votes;
+    512 + match proof {
+        Some(FinalityProof::Commit(proof)) => certificate(proof.votes.len()),
+        Some(FinalityProof::Block(decided)) => {
+            let DecidedBlock { block, certificate: commits } = decided.as_ref();
+            certificate(commits.votes.len()) + 67 * (block.transactions.len() + block.aborts.len())
+        }
+        None => 0,
+    }
+}
 
 /// A connection's number, unique while the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +112,7 @@ pub struct Connection {
     queued_bytes: AtomicUsize,
     /// Bytes that may still wait for a wallet's socket.
     room: Arc<Semaphore>,
-    pushed: Mutex<VecDeque<(NetworkMessage, Option<RequestId>)>>,
+    pushed: Mutex<Pushed>,
     push: Notify,
     push_taken: Notify,
     closing: watch::Sender<Option<Option<Bytes>>>,
@@ -115,7 +140,7 @@ impl Connection {
             queue,
             queued_bytes: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(WALLET_QUEUE_BYTES)),
-            pushed: Mutex::new(VecDeque::new()),
+            pushed: Mutex::default(),
             push: Notify::new(),
             push_taken: Notify::new(),
             closing: watch::Sender::new(None),
@@ -178,12 +203,13 @@ impl Connection {
     /// Leaves a status for the writer to fetch, from where one cannot wait. The queue is
     /// bounded by what the connection may watch.
     pub fn push(&self, message: NetworkMessage, request_id: Option<RequestId>) {
-        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
-        if pushed.len() >= PUSH_QUEUE {
+        let mut pushed = self.pushed();
+        if pushed.queue.len() >= PUSH_QUEUE {
             drop(pushed);
             return self.close(None);
         }
-        pushed.push_back((message, request_id));
+        pushed.bytes += about_bytes(&message);
+        pushed.queue.push_back((message, request_id));
         drop(pushed);
         self.push.notify_one();
     }
@@ -222,7 +248,10 @@ impl Connection {
     /// Waits while the other side has too many statuses to read: who does not read is not
     /// read from.
     async fn statuses_read(&self) {
-        while self.pushed.lock().unwrap_or_else(PoisonError::into_inner).len() >= WALLET_UNREAD_STATUSES {
+        let many = |pushed: &Pushed| {
+            pushed.queue.len() >= WALLET_UNREAD_STATUSES || pushed.bytes >= WALLET_UNREAD_STATUS_BYTES
+        };
+        while many(&self.pushed()) {
             tokio::select! {
                 () = self.push_taken.notified() => {}
                 () = self.closed() => return,
@@ -266,10 +295,14 @@ impl Connection {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn pushed(&self) -> MutexGuard<'_, Pushed> {
+        self.pushed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take_pushed(&self) -> VecDeque<(NetworkMessage, Option<RequestId>)> {
-        let taken = std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner));
+        let taken = std::mem::take(&mut *self.pushed());
         self.push_taken.notify_one();
-        taken
+        taken.queue
     }
 }
 
@@ -297,10 +330,13 @@ impl Mailbox {
     pub async fn next(&mut self) -> Option<NetworkMessage> {
         loop {
             let pushed = {
-                let mut pushed = self.connection.pushed.lock().unwrap_or_else(PoisonError::into_inner);
-                pushed.pop_front()
+                let mut pushed = self.connection.pushed();
+                let first = pushed.queue.pop_front();
+                pushed.bytes -= first.as_ref().map_or(0, |(message, _)| about_bytes(message));
+                first
             };
             if let Some((message, _)) = pushed {
+                self.connection.push_taken.notify_one();
                 return Some(message);
             }
             tokio::select! {

@@ -348,9 +348,9 @@ impl TransactionStatusKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinalityProof {
     /// F(T).
-    Commit(Certificate),
+    Commit(Arc<Certificate>),
     /// A block that contains it, where only a block settled it.
-    Block(DecidedBlock),
+    Block(Arc<DecidedBlock>),
 }
 
 /// Where a transaction stands.

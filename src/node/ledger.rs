@@ -1,8 +1,9 @@
 //! The ledger thread: the one writer.
 //!
 //! It drains what has come, lets the machine handle it in order, commits the changes of
-//! the whole batch at once, and only then lets anything leave. While a commit syncs, the
-//! next batch gathers: group commit without a timer, and without a delay when idle.
+//! the whole batch at once, and only then lets anything leave, but for what wallets said
+//! themselves. While a commit syncs, the next batch gathers: group commit without a delay when
+//! idle; [`super::rush`] says when it waits for more.
 //!
 //! The first error stops the node: a batch that could not be made durable never happened,
 //! and a restart recovers from the database.
@@ -61,6 +62,8 @@ pub(super) struct Ledger {
     database: Database,
     reader: Reader,
     machine: Machine,
+    /// Whether it votes, as far as the database knows.
+    voting: Voting,
     key: Option<SecretKey>,
     /// What the agreement on blocks begins with, until it has begun.
     ballot: Option<Ballot>,
@@ -87,6 +90,7 @@ impl Ledger {
         let Waiting { database, machine, key, ballot, queues } = waiting;
         Self {
             reader: database.reader(),
+            voting: machine.voting(),
             database,
             machine,
             key,
@@ -156,8 +160,6 @@ impl Ledger {
         let payments = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
         let more = self.queues.agreement.try_iter().chain(payments);
         work.extend(more.take(MAX_EVENTS_PER_COMMIT - work.len()));
-        let payments = work.iter().filter(|work| matches!(work.input, Input::Event(Event::Transaction { .. })));
-        self.rush.begin(payments.count(), Instant::now());
         work
     }
 
@@ -173,7 +175,6 @@ impl Ledger {
         for batch in std::mem::take(&mut self.own_batches) {
             self.machine.count_own(&mut step, &batch);
         }
-        let voting = self.machine.voting();
         let (mut prune, mut pruned) = (None, None);
         let mut permits = Vec::with_capacity(work.len());
         for Work { input, permit } in work {
@@ -209,7 +210,7 @@ impl Ledger {
         if let Some(fault) = fault {
             return Err(Stop::Fault(Box::new(fault)));
         }
-        let suspension = self.new_suspension(voting);
+        let suspension = self.new_suspension();
         // A body is its wallet's word, not this node's: it goes on at once, so that the members
         // write it down beside this one and not after it.
         let (bodies, actions): (Vec<_>, _) =
@@ -221,6 +222,7 @@ impl Ledger {
             subscriptions: std::mem::take(&mut subscriptions.answers),
         };
         let finalized = changes.finalized.len();
+        let new_payments = changes.in_flight.values().flatten().count();
         for (hash, decided) in &changes.blocks {
             let (block, round) = (&decided.block, decided.certificate.round);
             let (transactions, aborts) = (block.transactions.len(), block.aborts.len());
@@ -229,6 +231,9 @@ impl Ledger {
         let batch =
             CommitBatch { changes, subscriptions: subscriptions.rows, suspension, prune, ..CommitBatch::default() };
         let committing = (!batch.is_empty()).then(Instant::now);
+        if let Some(now) = committing {
+            self.rush.begin(new_payments, now);
+        }
         let durable = self.database.commit(batch, outgoing)?;
         drop(permits);
         if let Some(pruned) = pruned {
@@ -241,9 +246,10 @@ impl Ledger {
         Ok(())
     }
 
-    fn new_suspension(&self, before: Voting) -> Option<Suspension> {
+    /// A reason not to vote that is not in the database yet.
+    fn new_suspension(&mut self) -> Option<Suspension> {
         let now = self.machine.voting();
-        if now == before {
+        if std::mem::replace(&mut self.voting, now) == now {
             return None;
         }
         match now {

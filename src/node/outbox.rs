@@ -70,7 +70,7 @@ impl Outbox {
                 self.send(Some(to), &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
             }
             Action::SendCertified { to, transaction, certificate } => {
-                self.send(to, &certified(&transaction, Some(certificate.as_ref().clone())));
+                self.send(to, &certified(&transaction, Some(certificate)));
             }
             Action::SendSettled { to, txid } => self.send_settled(to, &txid),
             Action::Consensus(message) => self.send(None, &NetworkMessage::Consensus(message)),
@@ -131,7 +131,8 @@ impl Outbox {
     }
 }
 
-fn certified(transaction: &Transaction, certificate: Option<Certificate>) -> NetworkMessage {
+fn certified(transaction: &Transaction, certificate: Option<Arc<Certificate>>) -> NetworkMessage {
+    let certificate = certificate.map(Arc::unwrap_or_clone);
     let entry = CertifiedTransaction { transaction: transaction.to_raw(), certificate };
     NetworkMessage::Transactions(Transactions { transactions: vec![entry] })
 }

@@ -411,7 +411,8 @@ fn transaction_entries(reader: &Reader, txid: &Txid) -> Result<Vec<CertifiedTran
     let Some(first) = transaction_entry(reader, txid)? else { return Ok(Vec::new()) };
     let only_approved = first.certificate.as_ref().is_some_and(|certificate| certificate.kind == VoteKind::Approve);
     let abort = if only_approved { reader.certificate(txid, VoteKind::Abort)? } else { None };
-    let second = abort.map(|abort| CertifiedTransaction { certificate: Some(abort), ..first.clone() });
+    let second =
+        abort.map(|abort| CertifiedTransaction { certificate: Some(Arc::unwrap_or_clone(abort)), ..first.clone() });
     Ok(std::iter::once(first).chain(second).collect())
 }
 
@@ -430,6 +431,7 @@ pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<C
         Some(certificate) => Some(certificate),
         None => reader.certificate(txid, VoteKind::Abort)?,
     };
+    let certificate = certificate.map(Arc::unwrap_or_clone);
     Ok(Some(CertifiedTransaction { transaction: transaction.to_raw(), certificate }))
 }
 

@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use crate::limits::{BETWEEN_COMMITS, RUSH_PAYMENTS, RUSH_TIME};
 
-/// The last payments that came, and when the last commit began.
+/// The last payments that were taken in, and when the last commit began.
 #[derive(Debug, Default)]
 pub(super) struct Rush {
     payments: VecDeque<Instant>,
-    gathered: Option<Instant>,
+    began: Option<Instant>,
 }
 
 impl Rush {
-    /// A commit begins with so many new payments.
+    /// A commit begins that takes in so many payments.
     pub(super) fn begin(&mut self, payments: usize, now: Instant) {
-        self.gathered = Some(now);
+        self.began = Some(now);
         self.payments.extend(std::iter::repeat_n(now, payments.min(RUSH_PAYMENTS)));
         while self.payments.len() > RUSH_PAYMENTS {
             self.payments.pop_front();
@@ -31,8 +31,8 @@ impl Rush {
     pub(super) fn wait(&self, now: Instant) -> Duration {
         let first = self.payments.front().filter(|_| self.payments.len() >= RUSH_PAYMENTS);
         let rush = first.is_some_and(|first| now.duration_since(*first) < RUSH_TIME);
-        match self.gathered.filter(|_| rush) {
-            Some(gathered) => BETWEEN_COMMITS.saturating_sub(now.duration_since(gathered)),
+        match self.began.filter(|_| rush) {
+            Some(began) => BETWEEN_COMMITS.saturating_sub(now.duration_since(began)),
             None => Duration::ZERO,
         }
     }

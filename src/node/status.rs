@@ -15,7 +15,7 @@ use crate::net::{
     Connection, ConnectionId, FinalityProof, NetworkMessage, RejectionMessage, RequestId, TransactionStatus,
     TransactionStatusKind,
 };
-use crate::types::{Height, Txid};
+use crate::types::{DecidedBlock, Height, Txid};
 
 /// A request that waits for its answer.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ pub(super) struct StatusHub {
     watchers: Mutex<Watchers>,
     next_ticket: AtomicU64,
     reader: Reader,
+    /// The block that was read last.
+    last_block: Mutex<Option<Arc<DecidedBlock>>>,
     members: u32,
 }
 
@@ -68,6 +70,7 @@ impl StatusHub {
             watchers: Mutex::default(),
             next_ticket: AtomicU64::new(1),
             reader,
+            last_block: Mutex::default(),
             members: u32::try_from(members).unwrap_or(u32::MAX),
         }
     }
@@ -184,13 +187,25 @@ impl StatusHub {
             if let Some(certificate) = certificate.filter(|certificate| certificate.kind == VoteKind::Commit) {
                 return Ok(Some(FinalityProof::Commit(certificate)));
             }
-            let block = height.map(|height| self.reader.block(height)).transpose()?.flatten();
+            let block = height.map(|height| self.block(height)).transpose()?.flatten();
             Ok::<_, DatabaseError>(block.map(FinalityProof::Block))
         };
         read().unwrap_or_else(|error| {
             tracing::error!(%txid, %error, "cannot read a finality proof");
             None
         })
+    }
+
+    /// A block. Whoever asks for one mostly asks for more of its transactions next, and all of
+    /// them share it.
+    fn block(&self, height: Height) -> Result<Option<Arc<DecidedBlock>>, DatabaseError> {
+        let last = || self.last_block.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = last().as_ref().filter(|block| block.block.height == height) {
+            return Ok(Some(Arc::clone(block)));
+        }
+        let block = self.reader.block(height)?.map(Arc::new);
+        last().clone_from(&block);
+        Ok(block)
     }
 
     /// The wire form of where a transaction stands.
@@ -214,7 +229,7 @@ impl StatusHub {
                 status.status = TransactionStatusKind::Finalized;
                 (status.approvals, status.commits) = (settled.votes, settled.votes);
                 status.finality_proof = match certificate {
-                    Some(certificate) => Some(FinalityProof::Commit(certificate.as_ref().clone())),
+                    Some(certificate) => Some(FinalityProof::Commit(Arc::clone(certificate))),
                     None => self.proof(&txid, None),
                 };
             }

@@ -189,7 +189,7 @@ impl Process {
             Some(certificate) => Some(certificate),
             None => self.reader.certificate(txid, VoteKind::Abort)?,
         };
-        Ok(Some(Entry { txid: *txid, certificate: certificate.map(Arc::new) }))
+        Ok(Some(Entry { txid: *txid, certificate }))
     }
 
     /// The same, and A once more beside C.
@@ -197,7 +197,7 @@ impl Process {
         let Some(first) = self.entry(txid)? else { return Ok(Vec::new()) };
         let only_approved = first.certificate.as_ref().is_some_and(|c| c.kind == VoteKind::Approve);
         let abort = if only_approved { self.reader.certificate(txid, VoteKind::Abort)? } else { None };
-        let second = abort.map(|abort| Entry { txid: *txid, certificate: Some(Arc::new(abort)) });
+        let second = abort.map(|abort| Entry { txid: *txid, certificate: Some(abort) });
         Ok(std::iter::once(first).chain(second).collect())
     }
 
@@ -206,7 +206,7 @@ impl Process {
         if !self.reader.is_final(txid)? {
             return Ok(None);
         }
-        let certificate = self.reader.certificate(txid, VoteKind::Commit)?.map(Arc::new);
+        let certificate = self.reader.certificate(txid, VoteKind::Commit)?;
         Ok(Some(Message::Transactions(vec![Entry { txid: *txid, certificate }])))
     }
 

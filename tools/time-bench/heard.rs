@@ -104,6 +104,8 @@ pub fn read(text: &str) -> anyhow::Result<Heard<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use time_masternode::consensus::{Certificate, VoteKind};
     use time_masternode::net::{
         ErrorMessage, FinalityProof, NetworkMessage, RejectionMessage, TransactionStatus, UTXOStateNotification,
@@ -129,7 +131,7 @@ mod tests {
             commits: 3,
             total_masternodes: 4,
             block_height: None,
-            finality_proof: Some(FinalityProof::Commit(certificate)),
+            finality_proof: Some(FinalityProof::Commit(Arc::new(certificate))),
         };
         let rejection = RejectionMessage { code: "InputLocked".into(), message: "a \"quoted\" text".into(), by: None };
         let rejected = TransactionStatus {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -167,11 +168,11 @@ fn verify(proofs: &[String], committee: &Committee) -> (usize, Option<String>) {
         let txid = status.txid;
         match status.finality_proof {
             Some(FinalityProof::Commit(proof)) if proof.txid == txid && proof.kind == VoteKind::Commit => {
-                proof.verify(committee).map(drop).map_err(|error| format!("{txid}: {error}"))
+                Arc::unwrap_or_clone(proof).verify(committee).map(drop).map_err(|error| format!("{txid}: {error}"))
             }
-            Some(FinalityProof::Block(block)) => {
-                CheckedBlock::prove(block, committee, &txid).map(drop).map_err(|error| format!("{txid}: {error}"))
-            }
+            Some(FinalityProof::Block(block)) => CheckedBlock::prove(Arc::unwrap_or_clone(block), committee, &txid)
+                .map(drop)
+                .map_err(|error| format!("{txid}: {error}")),
             _ => Err(format!("{txid}: no proof of it")),
         }
     };

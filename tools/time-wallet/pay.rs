@@ -339,6 +339,8 @@ impl Delivery<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use time_masternode::consensus::{Certificate, SignedVote, Vote, VoteKind, sign_batch};
     use time_masternode::net::{FinalityProof, RejectionMessage};
     use time_masternode::types::{Allocation, Network, RawGenesis, RawMasternode, SecretKey};
@@ -376,7 +378,7 @@ mod tests {
             let (voter, signature) = (batch.get().wire().voter, batch.get().wire().signature);
             SignedVote { voter, signature, index: 0, batch_size: 1, path: Vec::new() }
         });
-        FinalityProof::Commit(Certificate { kind, txid, epoch: 0, votes: votes.collect() })
+        FinalityProof::Commit(Arc::new(Certificate { kind, txid, epoch: 0, votes: votes.collect() }))
     }
 
     fn status(status: TransactionStatusKind, finality_proof: Option<FinalityProof>) -> Result<Standing, PayError> {

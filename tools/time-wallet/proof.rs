@@ -136,7 +136,7 @@ pub fn verify(proof: &FinalityProof, committee: &Committee, expected: Option<Txi
         FinalityProof::Commit(certificate) => certificate,
         FinalityProof::Block(decided) => {
             let txid = expected.ok_or(ProofError::WhichTransaction)?;
-            let proven = CheckedBlock::prove(decided.clone(), committee, &txid)?.into_inner();
+            let proven = CheckedBlock::prove(decided.as_ref().clone(), committee, &txid)?.into_inner();
             let certificate = &proven.decided().certificate;
             let voters = certificate.votes.iter().map(|vote| vote.voter);
             return Ok(count(txid, Some(certificate.height), voters, committee));
@@ -148,7 +148,7 @@ pub fn verify(proof: &FinalityProof, committee: &Committee, expected: Option<Txi
     if certificate.kind != VoteKind::Commit {
         return Err(ProofError::NotCommit(certificate.kind));
     }
-    let checked = certificate.clone().verify(committee)?.into_inner();
+    let checked = certificate.as_ref().clone().verify(committee)?.into_inner();
     let voters = checked.certificate().votes.iter().map(|vote| vote.voter);
     Ok(count(certificate.txid, None, voters, committee))
 }

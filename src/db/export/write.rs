@@ -174,7 +174,7 @@ impl Export<'_> {
             let txid = transaction.txid();
             let mut certificates: Vec<Certificate> = Vec::new();
             for kind in [VoteKind::Commit, VoteKind::Abort] {
-                certificates.extend(self.reader.certificate(&txid, kind)?);
+                certificates.extend(self.reader.certificate(&txid, kind)?.map(Arc::unwrap_or_clone));
             }
             let votes = votes.remove(&txid).unwrap_or_default();
             let record = InFlightRecord { transaction: transaction.to_raw(), locked_at, votes, certificates };
