@@ -3,8 +3,9 @@
 //!
 //! The machine is a function of (now, view, event). It reads the durable ledger through
 //! a [`View`], keeps what is not settled in memory, and answers with [`Changes`] that
-//! have to be durable before any of its [`Action`]s leaves. If they cannot be made so,
-//! the machine has to be thrown away with them and recovered from the database.
+//! have to be durable before any of its [`Action`]s leaves, but for [`Action::Broadcast`],
+//! which is a wallet's word. If they cannot be made so, the machine has to be thrown away with
+//! them and recovered from the database.
 //!
 //! It must not: read a clock, do I/O, or tell anybody anything. It signs nothing but what
 //! it says about blocks ([`super::agreement`]), which waits for the commit like the rest.
@@ -91,7 +92,7 @@ pub struct Step<'a, V> {
     pub(super) base: &'a V,
     /// What has to be written, atomically.
     pub changes: Changes,
-    /// What may leave once it is durable.
+    /// What may leave once it is durable; [`Action::Broadcast`] may at once.
     pub actions: Vec<Action>,
     /// Set if the node has to stop instead.
     pub fault: Option<Fault>,

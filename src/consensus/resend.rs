@@ -124,8 +124,8 @@ impl Machine {
         bytes
     }
 
-    /// A member is there (again): give it what it may have missed, from the oldest known
-    /// order up to a bound. The timers send the rest.
+    /// A member is there (again): give it what it may have missed, in the order of txids, up to
+    /// a bound. The timers send the rest.
     pub(super) fn greet<V: View>(&mut self, step: &mut Step<'_, V>, member: MemberIndex) {
         let (mut votes, mut bytes) = (Vec::new(), 0);
         let mut batches: Vec<Arc<_>> = Vec::new();

@@ -99,9 +99,12 @@ pub(super) fn get_record<T: DeserializeOwned>(tree: &Tree, id: TreeId, key: &[u8
     }
     let mut whole = bytes.to_vec();
     for part in 1..parts {
-        let row = tree
-            .get(part_key(key, part))?
-            .ok_or_else(|| DatabaseError::corrupt(id.name(), "a record with a missing row"))?;
+        let Some(row) = tree.get(part_key(key, part))? else {
+            // The writer may have removed the record between two looks, all of it at once.
+            let removed = tree.get(part_key(key, 0))?.is_none();
+            let torn = || DatabaseError::corrupt(id.name(), "a record with a missing row");
+            return if removed { Ok(None) } else { Err(torn()) };
+        };
         whole.extend_from_slice(split_row(id, &row)?.1);
     }
     decode(id, &whole).map(Some)

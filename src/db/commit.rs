@@ -18,9 +18,10 @@ use crate::types::{OutPoint, Txid, UTXOState, UnixSeconds};
 
 /// Something that may leave the node: the commit that records it is on the platter.
 ///
-/// Made by [`Database::commit`] for what a commit decided, and by `Reader::read` for what
-/// was read, which waits for the commit that wrote it. There is no other way to make one,
-/// so code that sends only `Durable` values cannot send too early.
+/// Made by [`Database::commit`] for what a commit decided, by `Reader::read` for what was
+/// read, which waits for the commit that wrote it, and by `Reader::snapshot` and its like for
+/// what was so at a durable commit. There is no other way to make one, so code that sends only
+/// `Durable` values cannot send too early.
 #[derive(Debug, Clone)]
 #[must_use = "what is durable was made so in order to be sent"]
 pub struct Durable<T>(T);

@@ -6,6 +6,7 @@
 //! no later block touches.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,20 @@ pub(super) fn get_confirmed(trees: &Trees, txid: &Txid) -> Result<Option<StoredC
         Some(StoredSettled { number, .. }) => confirmed_by_number(trees, number),
         None => Ok(None),
     }
+}
+
+/// The highest number that a block has.
+pub(super) fn last_confirmed(trees: &Trees) -> Result<Option<u64>, DatabaseError> {
+    let tree = trees.get(TreeId::Confirmed);
+    let Some((last, _)) = tree.range(Bound::Unbounded, Bound::Unbounded).next_back().transpose()? else {
+        return Ok(None);
+    };
+    let mut highest = None;
+    for row in tree.scan_prefix(last.get(..8).unwrap_or(&last)) {
+        let (key, value) = row?;
+        highest = highest.max(confirmed_of_row(&key, &value)?.into_iter().map(|(number, _)| number).max());
+    }
+    Ok(highest)
 }
 
 /// All that a row tells, in order of number within each time.

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::DatabaseError;
 use super::codec::records;
+use super::confirmed::last_confirmed;
+use super::finals::next_number;
 use super::kept::Kept;
 use super::open::read_meta;
 use super::schema::{TreeId, address_key, meta};
@@ -44,6 +46,7 @@ impl Start<'_> {
             "rows with locks, votes, certificates, words on the next block or fenced outputs are missing".into()
         })?;
         let lately = self.walk()?;
+        self.check_ends()?;
         for (outpoint, (output, state)) in &lately.outputs {
             self.check_output(outpoint, output, state)?;
         }
@@ -62,6 +65,15 @@ impl Start<'_> {
             ensure(of_next, || "the agreement's log is of another height than the next".into())?;
         }
         Ok(())
+    }
+
+    /// Nothing stands where the next commit will write: it would be taken for a part of that.
+    fn check_ends(&self) -> Result<(), DatabaseError> {
+        let reader = self.reader;
+        let behind = reader.changes(self.sequence, u64::MAX, 1)?;
+        ensure(behind.is_empty(), || format!("the change log goes on behind its last entry {}", self.sequence))?;
+        let (last, next) = (last_confirmed(&reader.shared.trees)?, next_number(reader.tree(TreeId::Bodies))?);
+        ensure(last.is_none_or(|last| last < next), || format!("a block has the body {last:?}, which is not here"))
     }
 
     /// The end of the log, dense up to the last commit's number.
@@ -210,6 +222,38 @@ impl Lately {
                 self.outputs.insert(step.outpoint, (step.output, step.new_state));
             }
             LogEntry::Block { height, block_hash, .. } => self.blocks.push((height, block_hash)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::consensus::LogEntry;
+    use crate::db::codec::encode;
+    use crate::db::samples::{genesis, open_sample, try_open_sample};
+    use crate::db::schema::TreeId;
+    use crate::db::{DatabaseError, MemoryDisk};
+    use crate::types::BlockHash;
+
+    #[test]
+    fn what_stands_where_the_next_commit_writes_is_noticed() {
+        let (genesis, sound) = (genesis(), MemoryDisk::new());
+        let head = open_sample(&sound, &genesis, true, true).database.reader().durable_head();
+        let image = sound.image();
+        let entry = LogEntry::Block { height: 1, block_hash: BlockHash::from_bytes([1; 32]), timestamp_ms: 1 };
+        let entry = encode(TreeId::Changes, &vec![entry]).unwrap();
+        let confirmed = encode(TreeId::Confirmed, &vec![(5_i64, 1_u64)]).unwrap();
+        let stretch = [9_u64.to_be_bytes(), 1_u64.to_be_bytes()].concat();
+        for (tree, key, value) in [
+            ("changes", (head.sequence + 1).to_be_bytes().to_vec(), entry.clone()),
+            ("changes", u64::MAX.to_be_bytes().to_vec(), entry),
+            ("confirmed", stretch, confirmed),
+        ] {
+            sound.put_back(&image, true);
+            drop(try_open_sample(&sound, &genesis, true, true).unwrap());
+            sound.damage(tree, key, Some(value));
+            let refused = try_open_sample(&sound, &genesis, true, true).unwrap_err();
+            assert!(matches!(refused, DatabaseError::Unsound(_) | DatabaseError::Corrupt { .. }), "{tree}: {refused}");
         }
     }
 }

@@ -214,7 +214,7 @@ pub fn repair(
 /// Whose database it was, if that can still be read.
 #[expect(clippy::option_option, reason = "it cannot be read; it is an observer's; it is a member's")]
 fn owner_of(kept: &Path, cache_bytes: u64) -> Result<Option<Option<PublicKey>>, DatabaseError> {
-    let network = Storage::open(kept, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
+    let network = Storage::look(kept, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
     match network {
         Ok(network) => Ok(network.map(|network| network.public_key)),
         Err(error) if is_damage(&error) => Ok(None),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Database, MemoryDisk, Opened, Owner};
+use super::{Database, DatabaseError, MemoryDisk, Opened, Owner};
 use crate::types::{
     Address, Allocation, Amount, Genesis, Input, Network, OutPoint, Output, RawGenesis, RawMasternode, SecretKey,
     Signature, Transaction,
@@ -46,6 +46,16 @@ pub(super) fn spend(outpoint: OutPoint, amount: u64) -> Arc<Transaction> {
 
 /// The member's database, or an observer's.
 pub(super) fn open_sample(disk: &MemoryDisk, genesis: &Genesis, member: bool, first_start: bool) -> Opened {
+    try_open_sample(disk, genesis, member, first_start).expect("a disk in memory is sound")
+}
+
+/// The same, of a disk that may not be sound.
+pub(super) fn try_open_sample(
+    disk: &MemoryDisk,
+    genesis: &Genesis,
+    member: bool,
+    first_start: bool,
+) -> Result<Opened, DatabaseError> {
     let public_key = member.then(|| key().public_key());
-    Database::open_in_memory(disk, Owner { genesis, public_key, first_start }).expect("a disk in memory is sound")
+    Database::open_in_memory(disk, Owner { genesis, public_key, first_start })
 }

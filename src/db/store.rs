@@ -18,6 +18,7 @@ use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
 use super::recent::Recent;
+use super::recover::MAX_NUMBER;
 use super::schema::{
     Head, StoredFinal, StoredNetwork, StoredSettled, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
     outpoint_key, parse_outpoint_key,
@@ -249,8 +250,9 @@ pub struct AddressPage {
 
 /// Reads the database from any thread.
 ///
-/// Functions that answer strangers go through [`Reader::read`]; the ledger thread, which
-/// sees only what it committed itself, reads directly.
+/// Functions that answer strangers go through [`Reader::read`], or through those that give
+/// something [`Durable`] themselves; the ledger thread, which sees only what it committed
+/// itself, reads directly.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
@@ -486,8 +488,19 @@ impl Reader {
     ///
     /// The rows are read one by one and may be of different, even of not yet durable,
     /// commits. But each change is in the log with its old state, in the same commit. So
-    /// what changed after the chosen sequence is taken back with the log.
+    /// what changed after the chosen sequence is taken back with the log. What is pruned is
+    /// not in the log: an output that was spent long ago is forgotten a moment early, and if
+    /// the log was pruned beyond the chosen sequence, another one is chosen.
     pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Durable<Snapshot>, DatabaseError> {
+        loop {
+            let snapshot = self.try_snapshot(addresses, outpoints)?;
+            if self.pruned()?.sequence <= snapshot.sequence {
+                return Ok(Durable::new(snapshot));
+            }
+        }
+    }
+
+    fn try_snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Snapshot, DatabaseError> {
         let sequence = self.durable_head().sequence;
         let addresses: BTreeSet<Address> = addresses.iter().copied().collect();
         let outpoints: BTreeSet<OutPoint> = outpoints.iter().copied().collect();
@@ -526,7 +539,7 @@ impl Reader {
             .filter(|(outpoint, utxo)| utxo.state.is_live() || outpoints.contains(outpoint))
             .map(|(outpoint, Utxo { output, state })| UtxoEntry { outpoint, output, state })
             .collect();
-        Ok(Durable::new(Snapshot { sequence, utxos }))
+        Ok(Snapshot { sequence, utxos })
     }
 
     /// The outputs at these places, as of one durable sequence; see [`Reader::snapshot`].
@@ -566,7 +579,8 @@ type LogEntries = Box<dyn Iterator<Item = Result<(u64, LogEntry), DatabaseError>
 
 pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
     let key: [u8; 8] = key.try_into().map_err(|_| DatabaseError::corrupt("changes", "a key of the wrong length"))?;
-    Ok(u64::from_be_bytes(key))
+    let sequence = Some(u64::from_be_bytes(key)).filter(|sequence| *sequence <= MAX_NUMBER);
+    sequence.ok_or_else(|| DatabaseError::corrupt("changes", "a number that none can have"))
 }
 
 #[cfg(test)]

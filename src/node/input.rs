@@ -76,8 +76,8 @@ pub(super) struct Queues {
     pub(super) wallets: Receiver<Work>,
 }
 
-/// New queues. They are never full but for what [`UTXOStateManager::tell`] adds: the rest holds
-/// permits, of which there are fewer.
+/// New queues. What holds a permit always has room, for there are fewer of those; what comes by
+/// [`UTXOStateManager::tell`] may have to wait for it.
 ///
 /// [`UTXOStateManager::tell`]: super::UTXOStateManager::tell
 pub(super) fn queues() -> (Inputs, Queues) {

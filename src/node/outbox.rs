@@ -34,8 +34,8 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Lets them out in order. The caller has them from a `Durable`, but for the bodies that
-    /// wallets sent.
+    /// Lets them out in order. The caller has them from a `Durable`, but for bodies that are
+    /// passed on: they are the word of whoever signed them.
     pub(super) fn deliver(&self, outward: Vec<Outward>) {
         let mut requests: BTreeMap<Option<MemberIndex>, Vec<Txid>> = BTreeMap::new();
         for outward in outward {

@@ -172,7 +172,7 @@ impl UTXOStateManager {
         &self.inputs
     }
 
-    /// Hands something to the ledger that holds no permit: few and small things only.
+    /// Hands something small to the ledger that holds no permit; waits if its queue is full.
     pub(super) fn tell(&self, input: Input) {
         if self.inputs.members.send(Work { input, permit: None }).is_err() {
             tracing::debug!("the ledger has stopped");

@@ -191,7 +191,7 @@ impl Trees {
         Ok(Some(Reader { shared: Arc::new(shared) }))
     }
 
-    /// The records of one tree, in order of key. `None` if there is no such tree; an error if
+    /// The records of one tree, in order of their rows' keys. `None` if there is no such tree; an error if
     /// the database is of another schema.
     pub fn rows(&self, name: &str) -> Result<Option<Rows>, DatabaseError> {
         self.select(name, Filter::default())
@@ -216,9 +216,10 @@ impl Trees {
     /// number.
     fn range(&self, id: TreeId, filter: &Filter) -> Result<KeyRange, DatabaseError> {
         if let (TreeId::Confirmed, Some(txid)) = (id, &filter.txid)
-            && let Ok(Some(settled)) = get_settled(&self.trees, txid)
+            && let Ok(settled) = get_settled(&self.trees, txid)
         {
-            return Ok(filter::under(&stretch_of(settled.number)));
+            // What is not settled has no number, and no key begins like this.
+            return Ok(settled.map_or_else(|| filter::under(&[0xff; 32]), |s| filter::under(&stretch_of(s.number))));
         }
         let (from, to) = filter.range(id);
         match (id, from) {

@@ -219,7 +219,9 @@ pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
             Err(error) => check.find(Damage::Ledger, "confirmed", error.to_string()),
         }
     }
-    check.ensure(told == in_blocks, Damage::Ledger, || "confirmed".into(), "it tells of what is in no block");
+    let what =
+        if told > in_blocks { "it tells of what is in no block" } else { "it does not tell of all in the blocks" };
+    check.ensure(told == in_blocks, Damage::Ledger, || "confirmed".into(), what);
     Ok(())
 }
 
