@@ -63,7 +63,8 @@ pub const MAX_FENCED_PER_PAGE: usize = 16_384;
 
 /// Outputs that the ledger's thread remembers beside the trees (about 150 bytes each).
 pub const MAX_RECENT_OUTPUTS: usize = 49_152;
-/// Inputs and outputs of transactions that it remembers (about 150 bytes each).
+/// Inputs and outputs of transactions that it remembers, and whose bodies readers share (about
+/// 150 bytes each).
 pub const MAX_RECENT_PLACES: usize = 49_152;
 /// Votes of finality proofs that stay in memory (about 450 bytes each).
 pub const MAX_RECENT_PROOF_VOTES: usize = 24_576;

@@ -27,8 +27,8 @@ pub(super) struct StoredConfirmed {
     pub(super) confirmed_at: UnixSeconds,
 }
 
-/// A row of `confirmed`: for each time at which the block was executed (there is one), which
-/// numbers of the stretch it confirmed.
+/// A row of `confirmed`: for each time at which the block was executed, which numbers of the
+/// stretch it confirmed. There is one time, but for what was imported.
 type Slots = Vec<(UnixSeconds, u64)>;
 
 fn key(stretch: u64, height: Height) -> [u8; 16] {

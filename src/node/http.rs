@@ -219,8 +219,9 @@ fn metrics(observed: &Observed) -> String {
     gauge("chain_height", "The height of the last block", ledger.reader().durable_head().height);
     gauge("chain_goal", "The height of the chain, as far as members say", health.goal());
     gauge("ready", "Whether the node is ready", u64::from(not_ready(&observed.handler, &observed.peers).is_empty()));
-    gauge("fenced_outpoints", "Outputs that this member must not vote on", health.fence().map_or(0, |(_, n)| n));
+    // The fence is written down first, so it is read last.
     gauge("voting", "Whether the node votes", u64::from(health.voting() == Voting::Active));
+    gauge("fenced_outpoints", "Outputs that this member must not vote on", health.fence().map_or(0, |(_, n)| n));
     gauge("database_bytes", "Bytes of the database on disk", ledger.reader().size_on_disk(ledger.data_dir()));
     gauge(
         "last_commit_timestamp_seconds",
