@@ -26,6 +26,9 @@ use super::schema::{
 use crate::consensus::{Certificate, ChainTip, Changes, Dead, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
 use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoEntry};
 
+/// How often a snapshot is begun anew because the log was pruned under it.
+const SNAPSHOT_TRIES: usize = 8;
+
 /// The trees, in the order of [`TreeId`].
 #[derive(Debug, Clone)]
 pub(super) struct Trees(Vec<Tree>);
@@ -492,12 +495,14 @@ impl Reader {
     /// not in the log: an output that was spent long ago is forgotten a moment early, and if
     /// the log was pruned beyond the chosen sequence, another one is chosen.
     pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Durable<Snapshot>, DatabaseError> {
-        loop {
+        for _ in 0..SNAPSHOT_TRIES {
             let snapshot = self.try_snapshot(addresses, outpoints)?;
             if self.pruned()?.sequence <= snapshot.sequence {
                 return Ok(Durable::new(snapshot));
             }
         }
+        let source = std::io::Error::other("the change log is pruned faster than it is read");
+        Err(DatabaseError::Io { what: "reading a snapshot", source })
     }
 
     fn try_snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Snapshot, DatabaseError> {
@@ -587,6 +592,8 @@ pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
 mod tests {
     use super::*;
     use crate::consensus::InFlight;
+    use crate::db::codec::encode;
+    use crate::db::prune::Pruned;
     use crate::db::samples::{genesis, open_sample, spend};
     use crate::db::{CommitBatch, MemoryDisk, Opened};
 
@@ -615,6 +622,18 @@ mod tests {
         database.commit(CommitBatch { changes, ..CommitBatch::default() }, ()).unwrap_err();
         drop(database);
         reader.states(&[coin]).map(|states| states.into_inner()[0])
+    }
+
+    #[test]
+    fn a_snapshot_whose_log_is_always_pruned_comes_to_an_end() {
+        let (disk, genesis) = (MemoryDisk::new(), genesis());
+        let Opened { database, .. } = open_sample(&disk, &genesis, true, true);
+        let (coin, output) = genesis.transaction().creates().last().unwrap();
+        let reader = database.reader();
+        assert_eq!(reader.snapshot(&[output.address], &[coin]).unwrap().into_inner().utxos.len(), 20);
+        let pruned = Pruned { height: 0, entries: 0, sequence: u64::MAX / 4 };
+        disk.damage("meta", meta::PRUNED.to_vec(), Some(encode(TreeId::Meta, &pruned).unwrap()));
+        reader.snapshot(&[output.address], &[coin]).unwrap_err();
     }
 
     #[test]
