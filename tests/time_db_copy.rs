@@ -276,6 +276,69 @@ async fn a_killed_restore_leaves_the_old_or_the_new() {
     assert_eq!(rows(&made, &["dump"]), rows(&net.data_dir(0), &["dump"]));
 }
 
+/// A compact copy is the same database: the same rows, the same guard, no fence, and wallets
+/// go on in the same log. `kill -9` at ever later moments leaves the old one or the new one.
+#[tokio::test]
+async fn a_compact_copy_is_the_same_database() {
+    let mut net = TestNet::running(4);
+    let (coins, to) = (net.coins(), net.address(&SecretKey::generate()));
+    let mut wallet = net.wallet(3).await;
+    let seen = subscribe(&mut wallet, &to, None).await;
+    for coin in &coins[..2] {
+        let payment = net.pay(coin, &to, 1);
+        wallet.pay(&payment).await;
+        until_confirmed(&mut wallet, payment.txid()).await;
+    }
+    let data_dir = net.data_dir(3);
+    assert_eq!(failure(&data_dir, &["compact"])["kind"], json!("in_use"));
+    net.stop(3);
+    let (rows_before, before) = (rows(&data_dir, &["dump"]), json_of(&data_dir, &["stats"], 0));
+    let same = |dir: &Path, what: &str| {
+        assert_eq!(rows(dir, &["dump"]), rows_before, "{what}");
+        assert_eq!(json_of(dir, &["stats"], 0)["guard"], before["guard"], "{what}");
+    };
+    let work = net.directory().join("work");
+    let (mut olds, mut news) = (0, 0);
+    for step in 0.. {
+        if work.exists() {
+            std::fs::remove_dir_all(&work).unwrap();
+        }
+        copy(&data_dir, &work);
+        let ended = kill_after(&work, &["compact"], Duration::from_millis(4 * step));
+        same(&work, "cut off");
+        *(if work.join("set-aside-1").join("db").exists() { &mut news } else { &mut olds }) += 1;
+        assert!(time_db(&work, &["compact"]).status.success(), "it can be given again");
+        same(&work, "given again");
+        if ended {
+            break;
+        }
+    }
+    assert!(olds > 0 && news > 0, "{olds} were old, {news} new");
+
+    let compacted = json_of(&data_dir, &["compact"], 0);
+    assert_eq!(compacted["set_aside"], json!(data_dir.join("set-aside-1")));
+    assert!(compacted["bytes_after"].as_u64() <= compacted["bytes_before"].as_u64(), "{compacted}");
+    same(&data_dir, "the new one");
+    same(&data_dir.join("set-aside-1"), "what was there before");
+    sound(&net, &data_dir);
+    net.start(3);
+    net.wait_ready(&[0, 1, 2, 3]);
+    let status = net.status(3);
+    assert_eq!((&status["voting"], &status["fence"]), (&json!("Active"), &Value::Null), "{status}");
+    // Without it there is no quorum.
+    net.kill(2);
+    let mut wallet = net.wallet(3).await;
+    wallet.pay(&net.pay(&coins[2], &to, 1)).await;
+    assert!(!subscribe(&mut wallet, &to, Some(&seen)).await.reset, "its log is the same");
+
+    // One that may have lost votes needs a repair, and stays as it is.
+    net.stop(3);
+    std::fs::remove_file(data_dir.join("guard")).unwrap();
+    let refused = failure(&data_dir, &["compact"]);
+    assert!(refused["error"].as_str().unwrap().contains("does not fit its guard"), "{refused}");
+    assert!(!data_dir.join("unfinished").exists() && !data_dir.join("set-aside-2").exists());
+}
+
 /// A network with payments in blocks, a block's fees that were spent, something final in no
 /// block, and something in flight. All nodes are stopped; the first two know the most.
 async fn used_network(retention: &str) -> (TestNet, Address) {

@@ -110,7 +110,7 @@ fn locked_key(db: &sled::Db) -> sled::IVec {
 }
 
 /// Each kind of damage, the invariant that has to name it, and what a repair makes of it.
-const DAMAGES: [(&str, &str, Remedy, Damaged); 20] = [
+const DAMAGES: [(&str, &str, Remedy, Damaged); 21] = [
     ("a coin is gone", "supply", Remedy::Resync, |db| {
         let key = unspent_key(db);
         db.open_tree("utxos").unwrap().remove(key).unwrap();
@@ -149,6 +149,10 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 20] = [
         bodies.insert([&(1_u64 << 40).to_be_bytes()[..], &[0, 0]].concat(), value).unwrap();
     }),
     ("a height is gone", "confirmed", Remedy::Resync, |db| remove_first(db, "confirmed")),
+    ("a height too many", "confirmed", Remedy::Resync, |db| {
+        // The last of the 64 numbers of its stretch.
+        change_first(db, "confirmed", |row| *row.last_mut().unwrap() |= 0x80);
+    }),
     ("something settled is dead", "dead", Remedy::Resync, |db| {
         let txid = first_key(&db.open_tree("confirmed").unwrap());
         let mut row = vec![0];

@@ -35,6 +35,7 @@
 mod backup;
 mod codec;
 mod commit;
+mod compact;
 mod confirmed;
 mod engine;
 mod export;
@@ -85,6 +86,7 @@ pub(crate) type FrozenRows = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
 pub use crate::consensus::LogEntry;
 pub use backup::{PutInPlace, backup, restore};
 pub use commit::{CommitBatch, Durable};
+pub use compact::{Compacted, compact};
 pub use engine::{DiskImage, MemoryDisk};
 pub use export::{Exported, ImportError, ImportFault, export, import};
 pub use inspect::{

@@ -71,6 +71,9 @@ impl Reader {
     /// to be kept any more. `None` if there are none. To be committed before it is asked again.
     pub fn prunable(&self, keep_above: Height, most: usize) -> Result<Option<PruneBatch>, DatabaseError> {
         let before = self.pruned()?;
+        if keep_above == 0 {
+            return Ok(None);
+        }
         let (mut pruned, mut rows, mut proofs) = (before, Vec::new(), BTreeSet::new());
         while pruned.height < keep_above && rows.len() < most {
             let Some(decided) = self.block(pruned.height.saturating_add(1))? else { break };

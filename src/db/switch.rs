@@ -85,6 +85,16 @@ impl Building {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
         let directory = enter(data_dir)?;
         let old = lock_database(data_dir)?;
+        Self::in_locked(data_dir, directory, old)
+    }
+
+    /// The same beside a database that the caller itself has open, and with that locked. It
+    /// has to be closed before the new one is put in its place.
+    pub(super) fn beside_open(data_dir: &Path) -> Result<Self, DatabaseError> {
+        Self::in_locked(data_dir, lock(data_dir, data_dir)?, None)
+    }
+
+    fn in_locked(data_dir: &Path, directory: Lock, old: Option<Lock>) -> Result<Self, DatabaseError> {
         let path = data_dir.join(UNFINISHED);
         remove_tree(&path)?;
         std::fs::create_dir(&path).map_err(DatabaseError::io("creating a directory for the new database"))?;

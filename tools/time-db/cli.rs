@@ -135,9 +135,14 @@ Examples:
     Export(Transfer),
     /// Make a new, compact database of an export, behind the fence
     #[command(
-        after_help = "It needs --genesis (or --config), and everything in the file is checked against it: blocks,\nproofs, the digest of the outputs, the supply. What was there is set aside, never deleted.\nThe node may have said more than the export knows, so what is imported goes behind the\nfence, as with `restore`. `-` is standard input.\n\nTo compact a database: export it, then import that."
+        after_help = "It needs --genesis (or --config), and everything in the file is checked against it: blocks,\nproofs, the digest of the outputs, the supply. What was there is set aside, never deleted.\nThe node may have said more than the export knows, so what is imported goes behind the\nfence, as with `restore`. `-` is standard input.\n\nTo save space, `compact` is better: it needs no fence."
     )]
     Import(Transfer),
+    /// Write the same rows into a new, compact database, and put that in its place
+    #[command(
+        after_help = "Every row is compared before the new database takes its place; nothing is lost, so the\nmember votes on as before and wallets notice nothing. What was there is set aside, never\ndeleted: remove it when the node has run for a while. It needs room for the new one\nbeside the old one. One that does not fit its guard is refused: repair it first.\n\nExample:\n  time-db --config node/config.toml compact"
+    )]
+    Compact,
     /// Bring the database up to this program's schema, as the node does when it starts
     #[command(after_help = "A copy of the database is kept first. It needs --genesis (or --config).")]
     Migrate,

@@ -1,4 +1,4 @@
-//! Copies and what is put in place of a database: `backup`, `restore`.
+//! Copies and what is put in place of a database: `backup`, `restore`, `compact`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use time_masternode::db::{Condition, PutInPlace};
 use time_masternode::{db, files};
 
 use super::context::Context;
-use super::report::{remark, result};
+use super::report::{bytes, remark, result};
 use super::supervise::Outcome;
 
 fn log_id(condition: &Condition) -> Option<String> {
@@ -43,6 +43,21 @@ pub fn restore(context: &Context<'_>, from: &Path) -> anyhow::Result<Outcome> {
     let genesis = context.genesis_if_given()?;
     let restored = db::restore(&context.data_dir, from, genesis.as_ref(), context.cache_bytes, context)?;
     put_in_place(context, "restored", &restored)
+}
+
+/// Puts a compact copy in place of the database.
+pub fn compact(context: &Context<'_>) -> anyhow::Result<Outcome> {
+    let compacted = db::compact(&context.data_dir, context.cache_bytes, context)?;
+    context.progress.finish();
+    result(context.format, &compacted, |compacted| {
+        let (before, after) = (bytes(compacted.bytes_before), bytes(compacted.bytes_after));
+        let mut text = format!("{}: {} rows, {before} before, {after} now", context.data_dir.display(), compacted.rows);
+        if let Some(kept) = &compacted.set_aside {
+            text.push_str(&format!("\nwhat was there before is kept in {}", kept.display()));
+        }
+        text
+    })?;
+    Ok(Outcome::Sound)
 }
 
 /// Says what the data directory holds now and what that means.

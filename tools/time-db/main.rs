@@ -71,6 +71,7 @@ fn run(context: &Context<'_>, command: Command) -> anyhow::Result<Outcome> {
         Command::Restore(arguments) => copy::restore(context, &arguments.from),
         Command::Export(arguments) => transfer::export(context, &arguments.file),
         Command::Import(arguments) => transfer::import(context, &arguments.file),
+        Command::Compact => copy::compact(context),
         Command::Migrate => transfer::migrate(context),
     }
 }

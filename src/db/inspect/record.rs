@@ -114,8 +114,12 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
         TreeId::Confirmed => {
             let bodies = trees.get(TreeId::Bodies).clone();
             Box::new(tree.range(range.0, range.1).flat_map(move |row| {
-                let one = |(number, confirmed)| {
-                    let txid = body_at(&bodies, number)?.txid();
+                let one = |(number, confirmed): (u64, StoredConfirmed)| {
+                    let unknown = |error| {
+                        let what = format!("number {number}, in the block of height {}: {error}", confirmed.height);
+                        DatabaseError::corrupt(id.name(), what)
+                    };
+                    let txid = body_at(&bodies, number).map_err(unknown)?.txid();
                     Ok(Record { tree: id, key: txid.to_string(), content: Content::Confirmed(txid, confirmed) })
                 };
                 match row.and_then(|(key, value)| confirmed_of_row(&key, &value)) {

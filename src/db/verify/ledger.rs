@@ -1,5 +1,7 @@
 //! Outputs, settled transactions, and the sums over them.
 
+use std::collections::BTreeMap;
+
 use super::super::DatabaseError;
 use super::super::codec::{decode, records, split_row_key};
 use super::super::confirmed::confirmed_of_row;
@@ -195,7 +197,8 @@ fn check_signatures(check: &mut Check, signed: Vec<SignedTransaction>) {
 
 pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    let mut in_blocks = 0_u64;
+    // Of each height, how many transactions are in its block, and how many are said to be.
+    let mut counted: BTreeMap<Height, (u64, u64)> = BTreeMap::new();
     // Those that are here, not those that the tip claims: a damaged one may claim any number.
     for record in records::<DecidedBlock>(reader.tree(TreeId::Blocks), TreeId::Blocks) {
         let (key, decided) = record?;
@@ -203,25 +206,27 @@ pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
         if height == 0 || height > subject.tip.height {
             continue;
         }
+        counted.entry(height).or_default().0 += decided.block.transactions.len() as u64;
         for txid in &decided.block.transactions {
             subject.tell(check);
-            in_blocks += 1;
             let place = || format!("confirmed/{txid}");
             check.ensure(reader.confirmed(txid)? == Some(height), Damage::Ledger, place, "another height, or none");
             check.ensure(reader.is_final(txid)?, Damage::Ledger, place, "its body is missing");
         }
     }
-    let mut told = 0_u64;
     for row in reader.tree(TreeId::Confirmed).iter() {
         let (key, value) = row?;
         match confirmed_of_row(&key, &value) {
-            Ok(all) => told += all.len() as u64,
-            Err(error) => check.find(Damage::Ledger, "confirmed", error.to_string()),
+            Ok(all) => all.iter().for_each(|(_, told)| counted.entry(told.height).or_default().1 += 1),
+            Err(error) => check.find(Damage::Ledger, format!("confirmed/{}", hex::encode(&key)), error.to_string()),
         }
     }
-    let what =
-        if told > in_blocks { "it tells of what is in no block" } else { "it does not tell of all in the blocks" };
-    check.ensure(told == in_blocks, Damage::Ledger, || "confirmed".into(), what);
+    for (height, (in_block, told)) in counted {
+        if in_block != told {
+            let what = format!("its block has {in_block} transactions, and {told} are said to be in it");
+            check.find(Damage::Ledger, format!("confirmed/height {height}"), what);
+        }
+    }
     Ok(())
 }
 
