@@ -36,7 +36,15 @@ pub(crate) fn genesis(genesis: &Genesis) -> impl Iterator<Item = Vec<FrozenRow>>
 
 /// Says, in one transaction, whose database it is and that it is whole. The caller has
 /// made the genesis durable before.
-pub(crate) fn stamp(network_row: Vec<u8>) -> Vec<FrozenRow> {
+///
+/// The row `network` is bincode of `(network u32, genesis hash [u8; 32], Option<public key
+/// [u8; 32]>, log_id [u8; 16])`.
+pub(crate) fn stamp(genesis: &Genesis, public_key: Option<&[u8; 32]>, log_id: &[u8; 16]) -> Vec<FrozenRow> {
+    let mut network_row = u32::from(genesis.network().byte()).to_le_bytes().to_vec();
+    network_row.extend_from_slice(genesis.hash().as_bytes());
+    network_row.push(u8::from(public_key.is_some()));
+    network_row.extend_from_slice(public_key.map_or(&[][..], |key| key));
+    network_row.extend_from_slice(log_id);
     let schema = 1_u32.to_le_bytes().to_vec();
     vec![("meta", b"schema".to_vec(), Some(schema)), ("meta", b"network".to_vec(), Some(network_row))]
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use time_masternode::config::{LogFormat, Options, Settings, commented, make_data_dir, read_genesis};
+use time_masternode::db::DatabaseError;
 use time_masternode::devnet::{Devnet, DevnetOptions};
 use time_masternode::node::MasternodeUTXOIntegration;
 use time_masternode::types::SecretKey;
@@ -20,6 +21,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// allocator a quarter more CPU for a payment (docs/PERFORMANCE.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// How long opening may take before that is said.
+const OPENING_IS_LONG: Duration = Duration::from_secs(30);
 
 /// A masternode for a UTXO payment network with instant finality.
 ///
@@ -127,13 +131,28 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Config(Misconfigured(error))) => {
-            eprintln!("error: {error:#}");
+            tell(&error);
             ExitCode::from(2)
         }
         Err(Failure::Stopped(error)) => {
-            eprintln!("error: {error:#}");
+            tell(&error);
             ExitCode::from(1)
         }
+    }
+}
+
+/// Says what went wrong, and what to do about it where that is known.
+fn tell(error: &anyhow::Error) {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Some errors say what caused them themselves.
+        if !text.ends_with(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    eprintln!("error: {text}");
+    if let Some(database) = error.chain().find_map(|cause| cause.downcast_ref::<DatabaseError>()) {
+        eprintln!("next: {}", database.next_step());
     }
 }
 
@@ -200,14 +219,49 @@ fn run(args: Run) -> Result<(), Failure> {
     start_logging(options.log.as_deref().unwrap_or("info"), options.log_format.unwrap_or_default()).map_err(config)?;
     let mut settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
     settings.first_start |= args.first_start;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         // Before anything is opened, so that a signal during the start is not the end.
-        let signals = Signals::listen()?;
-        let node = settings.open().context("opening the node")?;
+        let mut signals = Signals::listen()?;
+        let Some(node) = opened(settings, &mut signals).await? else { return Ok(Ended::Opening) };
         node.initialize().await.context("starting the node")?;
-        until_stopped(&[node], signals).await
+        until_stopped(&[node], signals).await.map(|()| Ended::Running)
     })?;
+    if ended == Ended::Opening {
+        // Its thread may never come to an end.
+        runtime.shutdown_background();
+    }
     Ok(())
+}
+
+/// What a node was doing when it was told to stop.
+#[derive(PartialEq, Eq)]
+enum Ended {
+    Opening,
+    Running,
+}
+
+/// Opens the node, on a thread of its own: with a damaged database that may never come to an
+/// end. `None` if it was told to stop meanwhile.
+async fn opened(settings: Settings, signals: &mut Signals) -> anyhow::Result<Option<MasternodeUTXOIntegration>> {
+    let mut opening = tokio::task::spawn_blocking(move || settings.open());
+    let mut long = tokio::time::interval_at(tokio::time::Instant::now() + OPENING_IS_LONG, OPENING_IS_LONG);
+    loop {
+        tokio::select! {
+            outcome = &mut opening => {
+                let node = outcome.context("opening the node")?.context("opening the node")?;
+                return Ok(Some(node));
+            }
+            _ = signals.interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = long.tick() => tracing::warn!(
+                "the database is still being opened; a large one takes minutes, a damaged one may never be open: \
+                 then stop the node, keep the directory, and look at it with `time-db verify`"
+            ),
+        }
+    }
+    tracing::info!("stopped while the database was being opened");
+    Ok(None)
 }
 
 /// What an operator ends a node with.

@@ -6,7 +6,8 @@
 //! or older than the others. The real program is started on it, and has to serve with
 //! everything that it ever said in a sound database, or to refuse with a clear word, or to
 //! follow without voting. Never may it vote on an older state, hang, or fall over without a
-//! word. sled by itself notices few of these.
+//! word. sled by itself notices few of these. `time-db` explains each of them, and what it
+//! repairs needs no second repair.
 //!
 //! `TIME_DAMAGES=500` damages more copies than CI does, `TIME_SEED=17` repeats the choices.
 
@@ -285,12 +286,74 @@ fn meet(used: &Used, image: &Image) -> Result<&'static str, String> {
     Err(format!("it votes and is not what it was: {examined:#?}"))
 }
 
+/// `time-db` explains a directory, mends what can be mended, and says so: each command comes to
+/// an end with a word that a script can go by.
+fn explain(used: &Used, image: &Image) -> Result<&'static str, String> {
+    let directory = used.net.directory().join("explained");
+    put_image(&directory, image);
+    let genesis = used.net.directory().join(&used.net.devnet.genesis_file);
+    let ask = |args: &[&str]| -> Result<(i32, String), String> {
+        let told = used.net.directory().join("told");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_time-db"))
+            .arg("--data-dir")
+            .arg(&directory)
+            .arg("--genesis")
+            .arg(&genesis)
+            .args(args)
+            .args(["--format", "json"])
+            .stdout(std::fs::File::create(&told).unwrap())
+            .stderr(std::fs::File::create(told.with_extension("err")).unwrap())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if began.elapsed() > PATIENCE {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                return Err(format!("time-db {args:?} does not come to an end"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        };
+        let told = [told.clone(), told.with_extension("err")].map(|path| std::fs::read_to_string(path).unwrap());
+        let text = told.concat();
+        match status.code() {
+            Some(code @ 0..=2) if !text.contains("should not") => Ok((code, text)),
+            _ => Err(format!("time-db {args:?} ended with {status}: {}", tail(&text))),
+        }
+    };
+    let verified = ask(&["verify"])?;
+    let planned = ask(&["repair"])?;
+    let wrong = |what: &str, (code, text): &(i32, String)| Err(format!("{what}: {code}: {}", tail(text)));
+    match planned.0 {
+        0 if verified.0 == 0 => return Ok("there is nothing to repair"),
+        0 => return wrong("nothing to repair, and verify says", &verified),
+        // What is no database at all, or never open, is for a human.
+        2 if ["missing", "damaged"].iter().any(|kind| planned.1.contains(&format!("\"kind\":\"{kind}\""))) => {
+            return Ok("it cannot be told; what to do is said");
+        }
+        2 => return wrong("repair cannot tell", &planned),
+        _ => {}
+    }
+    let applied = ask(&["repair", "--apply"])?;
+    if applied.0 != 0 {
+        return wrong("--apply", &applied);
+    }
+    let again = ask(&["repair"])?;
+    if again.0 != 0 {
+        return wrong("repaired twice", &again);
+    }
+    Ok(if planned.1.contains("\"resync\"") { "set aside, to be fetched again" } else { "repaired where it is" })
+}
+
 #[tokio::test]
 async fn no_damage_makes_a_member_vote_on_an_older_state() {
     let damages = number("TIME_DAMAGES").unwrap_or(12);
     let seed = seed("damages");
     let began = Instant::now();
-    let (mut made, mut met) = (0, BTreeMap::<&str, u64>::new());
+    let (mut made, mut met) = (0, BTreeMap::<(&str, &str), u64>::new());
     let mut violations = Vec::new();
     while made < damages {
         let mut dice = Dice::new(seed.wrapping_add(made));
@@ -303,7 +366,7 @@ async fn no_damage_makes_a_member_vote_on_an_older_state() {
         assert!(examined.missing.is_empty() && examined.findings.is_empty(), "before any damage: {examined:#?}");
         for _ in 0..DAMAGES_PER_RUN.min(damages - made) {
             let (image, told) = damage(&used, &mut dice);
-            match meet(&used, &image) {
+            match meet(&used, &image).and_then(|how| Ok((how, explain(&used, &image)?))) {
                 Ok(how) => *met.entry(how).or_default() += 1,
                 Err(what) => {
                     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
@@ -332,13 +395,13 @@ async fn no_segment_is_lost_in_silence() {
     let used = use_a_directory(&mut Dice::new(seed), true).await;
     let name = Path::new("db/db");
     let file = used.now[name].clone().unwrap();
-    let (mut met, mut violations) = (BTreeMap::<&str, u64>::new(), Vec::new());
+    let (mut met, mut violations) = (BTreeMap::<(&str, &str), u64>::new(), Vec::new());
     for segment in 0..file.len().div_ceil(SEGMENT) {
         let mut bytes = file.clone();
         bytes[segment * SEGMENT..][..512].fill(0);
         let mut image = used.now.clone();
         image.insert(name.to_path_buf(), Some(bytes));
-        match meet(&used, &image) {
+        match meet(&used, &image).and_then(|how| Ok((how, explain(&used, &image)?))) {
             Ok(how) => *met.entry(how).or_default() += 1,
             Err(what) => violations.push(format!("segment {segment}: {what}")),
         }

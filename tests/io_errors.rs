@@ -7,7 +7,8 @@
 //! database, and to go on.
 //!
 //! `TIME_IO_CALLS=2000` lets each of the first 2,000 calls fail (CI a few of them),
-//! `TIME_IO_FIRST=900` those from there on, `TIME_IO_CALL=17` only that one, `TIME_SEED` chooses how they fail.
+//! `TIME_IO_FIRST=900` those from there on, `TIME_IO_CALL=17` only that one, `TIME_SEED` chooses how they fail, and
+//! `TIME_IO_KIND=enospc` (`eio`, `short`, `full`) that all fail in this way.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but does not see that helpers are tests too")]
 
@@ -198,6 +199,45 @@ impl Alone {
     }
 }
 
+/// A sector that cannot be read is no damage to what lies on the others: the node and `time-db`
+/// say what to do, and nothing is cut off, set aside or forgotten.
+#[tokio::test]
+async fn a_bad_sector_is_no_reason_to_forget() {
+    let mut dice = Dice::new(seed("bad sectors"));
+    let alone = Alone::new();
+    let (data_dir, trace) = (alone.net.directory().join("bad"), alone.net.directory().join("trace-of-bad"));
+    put_image(&data_dir, &alone.fresh);
+    let mut process = Process::start(&alone.net, 0, &data_dir, &Watch::words(&data_dir, &trace));
+    assert!(matches!(process.outcome(), Ok(Outcome::Up { .. })));
+    alone.pay_until(|n| n >= 40).await.unwrap();
+    assert!(process.stop().unwrap().success());
+    let (said, _) = alone.said(&trace);
+    let sound = image_of(&data_dir);
+    let size = sound[Path::new("db/db")].as_ref().unwrap().len() as u64;
+    let genesis = alone.net.directory().join(&alone.net.devnet.genesis_file);
+    for _ in 0..number("TIME_IO_CALLS").unwrap_or(8).min(200) {
+        put_image(&data_dir, &sound);
+        let at = dice.below(size);
+        let watch = Watch::words(&data_dir, &alone.net.directory().join("trace-of-look")).bad_sector(at);
+        for args in [&["stats"][..], &["verify"], &["repair", "--apply"], &["compact"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_time-db"));
+            command.arg("--data-dir").arg(&data_dir).arg("--genesis").arg(&genesis).args(args);
+            let output = watch.apply(&mut command).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{args:?}, byte {at}: {text}");
+            assert!(text.contains("Input/output error") && text.contains("check the disk"), "{args:?}: {text}");
+        }
+        let mut process = Process::start(&alone.net, 0, &data_dir, &watch);
+        match process.outcome().unwrap() {
+            Outcome::Refused { error } => assert!(error.contains("Input/output error"), "{error}"),
+            up @ Outcome::Up { .. } => panic!("byte {at} cannot be read, and {up:?}"),
+        }
+        drop(process);
+        assert_eq!(image_of(&data_dir), sound, "byte {at}: nothing was changed");
+    }
+    alone.goes_on(&data_dir, &said).await.unwrap();
+}
+
 /// Calls whose failure means that something is not on the platter.
 const DEADLY: [&str; 4] = ["write", "fsync", "fdatasync", "sync_file_range"];
 
@@ -213,10 +253,13 @@ async fn no_failed_call_takes_back_what_was_said() {
         None if calls < 100 => (0..calls).map(|_| 1 + dice.below(1_000)).collect(),
         None => (number("TIME_IO_FIRST").unwrap_or(1)..=calls).collect(),
     };
-    let first = dice.index(FAULTS.len());
+    let wanted = std::env::var("TIME_IO_KIND").ok();
+    let faults: Vec<_> = FAULTS.into_iter().filter(|(kind, _)| wanted.as_ref().is_none_or(|w| w == kind)).collect();
+    assert!(!faults.is_empty(), "TIME_IO_KIND is eio, enospc, short or full");
+    let first = dice.index(faults.len());
     let (mut met, mut violations) = (BTreeMap::<String, u64>::new(), Vec::new());
     for (i, n) in numbers.iter().enumerate() {
-        let (kind, for_ever) = FAULTS[(first + i) % FAULTS.len()];
+        let (kind, for_ever) = faults[(first + i) % faults.len()];
         match alone.fail_at(*n, kind, for_ever).await {
             Ok(how) => *met.entry(how).or_default() += 1,
             Err(what) => {

@@ -5,13 +5,16 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
 use support::{TestNet, until};
 use time_masternode::net::TransactionStatusKind;
 use time_masternode::types::{SecretKey, UTXOState};
+
+/// Of `open`, on Linux.
+const O_NONBLOCK: i32 = 0o4000;
 
 fn masternode(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_time-masternode")).args(args).output().unwrap()
@@ -154,6 +157,31 @@ fn time_db_reads_a_stopped_node_in_every_format_and_no_running_one() {
     let missing = time_db(Path::new("/no/such/dir"), &["dump"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(stderr(&missing).contains("no database"), "{}", stderr(&missing));
+}
+
+/// What sled reads first never comes: the node is not open, and is told to stop.
+#[test]
+fn a_node_whose_database_never_opens_can_be_stopped() {
+    let mut net = TestNet::running(1);
+    net.stop(0);
+    let configuration = net.data_dir(0).join("db").join("conf");
+    std::fs::remove_file(&configuration).unwrap();
+    assert!(Command::new("mkfifo").arg(&configuration).status().unwrap().success());
+    let log = net.directory().join("never-opens.log");
+    let mut node = Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+        .args(["run", "--config"])
+        .arg(net.data_dir(0).parent().unwrap().join("config.toml"))
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    // It opens for writing once somebody waits to read.
+    let _writer = until("the database is being opened", || {
+        std::fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&configuration).ok()
+    });
+    assert!(Command::new("kill").args(["-TERM", &node.id().to_string()]).status().unwrap().success());
+    let status = until("it ends", || node.try_wait().unwrap());
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(status.success() && log.contains("while the database was being opened"), "{status}: {log}");
 }
 
 #[test]

@@ -234,6 +234,23 @@ fn time_db(data_dir: &Path, genesis: &Path, args: &[&str]) -> (Option<i32>, Stri
     (output.status.code(), format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
+/// Two of three are no quorum: nobody can say what the third must not vote on, and the operator
+/// is told so before anything is done.
+#[tokio::test]
+async fn a_network_that_cannot_fence_a_member_is_told_so() {
+    for (members, warned) in [(3, true), (4, false)] {
+        let mut net = TestNet::running(members);
+        let genesis = net.directory().join(&net.devnet.genesis_file);
+        let to = net.address(&SecretKey::generate());
+        net.wallet(0).await.pay(&net.pay(&net.coins()[0], &to, 1)).await;
+        net.stop(0);
+        let data_dir = net.data_dir(0);
+        std::fs::remove_file(data_dir.join("guard")).unwrap();
+        let (code, text) = time_db(&data_dir, &genesis, &["repair"]);
+        assert_eq!((code, text.contains("never votes again")), (Some(1), warned), "{members} members: {text}");
+    }
+}
+
 /// The operator's way: verify names it, repair says what it would do and changes nothing,
 /// --apply does it, and the node comes back, behind the fence, with its wallets' coins.
 #[tokio::test]

@@ -101,6 +101,12 @@ impl Committee {
         self.total_weight
     }
 
+    /// Whether the others decide without this member. If not, the network does not survive the
+    /// loss of its votes.
+    pub fn has_quorum_without(&self, member: MemberIndex) -> bool {
+        self.total_weight - self.weight(member) >= self.quorum()
+    }
+
     /// The weight that decides.
     pub const fn quorum(&self) -> u64 {
         #[cfg(feature = "planted-flaws")]

@@ -132,8 +132,7 @@ impl Machine {
     /// Whether there can be a quorum of answers at all. A network without one does not
     /// survive the loss of this member's votes.
     pub fn can_be_fenced(&self) -> bool {
-        let own = self.own.map_or(0, |own| self.committee.weight(own));
-        self.committee.total_weight() - own >= self.committee.quorum()
+        self.own.is_none_or(|own| self.committee.has_quorum_without(own))
     }
 
     /// A page of an answer came.

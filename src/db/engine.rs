@@ -26,7 +26,7 @@ pub(super) enum Tree {
     Memory(MemoryDisk, TreeId),
 }
 
-/// Rows in order of key.
+/// Rows in order of key, up to the first that cannot be read.
 pub(super) type RowIter = Box<dyn DoubleEndedIterator<Item = Result<(IVec, IVec), DatabaseError>> + Send>;
 
 impl Tree {
@@ -42,7 +42,7 @@ impl Tree {
     /// The rows whose keys are within these bounds.
     pub(super) fn range(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RowIter {
         match self {
-            Self::Sled(tree) => Box::new(tree.range::<Vec<u8>, _>((from, to)).map(|row| Ok(row?))),
+            Self::Sled(tree) => Box::new(UntilError(Some(tree.range::<Vec<u8>, _>((from, to))))),
             Self::Memory(disk, id) => Box::new(MemoryRange { disk: disk.clone(), id: *id, from, to }),
         }
     }
@@ -83,6 +83,34 @@ impl Tree {
             Self::Sled(tree) => Some(tree.watch_prefix(Vec::new())),
             Self::Memory(..) => None,
         }
+    }
+}
+
+/// sled's rows up to the first that cannot be read: sled itself would give that error for ever.
+struct UntilError(Option<sled::Iter>);
+
+impl UntilError {
+    fn take(&mut self, row: Option<sled::Result<(IVec, IVec)>>) -> Option<Result<(IVec, IVec), DatabaseError>> {
+        if matches!(row, None | Some(Err(_))) {
+            self.0 = None;
+        }
+        row.map(|row| row.map_err(DatabaseError::from))
+    }
+}
+
+impl Iterator for UntilError {
+    type Item = Result<(IVec, IVec), DatabaseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.0.as_mut()?.next();
+        self.take(row)
+    }
+}
+
+impl DoubleEndedIterator for UntilError {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let row = self.0.as_mut()?.next_back();
+        self.take(row)
     }
 }
 

@@ -96,7 +96,7 @@ pub use inspect::{
 pub use migrate::{Migrated, migrate};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
-pub use repair::{Plan, PlanStep, Remedy, Repaired, plan, repair};
+pub use repair::{Plan, PlanStep, Remedy, Repaired, fence_warning, plan, repair};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use verify::{Check, Damage, Finding, Report, VerifyOptions, verify_data_dir, verify_in_memory};
@@ -186,6 +186,54 @@ pub enum DatabaseError {
 impl DatabaseError {
     pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
+    }
+
+    /// Whether what lies there is wrong, and not who asks, or the machine at this moment.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged(_) | Self::Corrupt { .. } | Self::Unsound(_) => true,
+            Self::Sled(sled::Error::Io(error)) => error.kind() == std::io::ErrorKind::UnexpectedEof,
+            Self::Sled(_) => true,
+            _ => false,
+        }
+    }
+
+    /// A short name for scripts, which stays.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::InUse(_) => "in_use",
+            Self::Missing(_) => "missing",
+            Self::Exists(_) => "exists",
+            Self::OtherNetwork { .. } => "other_network",
+            Self::OtherKey { .. } => "other_key",
+            Self::NewerSchema { .. } => "newer_schema",
+            Self::OlderSchema { .. } => "older_schema",
+            Self::Damaged(_) => "damaged",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Unsound(_) => "unsound",
+            Self::Sled(_) if self.is_damage() => "damaged",
+            Self::Sled(_) | Self::Io { .. } => "io",
+        }
+    }
+
+    /// What an operator does next.
+    pub fn next_step(&self) -> &'static str {
+        match self.kind() {
+            "in_use" => "stop the node, or copy its directory while it is stopped and look at the copy",
+            "missing" => {
+                "check --data-dir: it is the directory that holds `db` and `guard`, as in the node's configuration"
+            }
+            "exists" => "give a name that is not taken",
+            "other_network" => "check the genesis file and the data directory: they have to be of the same network",
+            "other_key" => "use the directory that belongs to the key",
+            "newer_schema" => "use the program that wrote it, or a newer one; nothing was changed",
+            "older_schema" => "run `time-db migrate` on it, or give --genesis",
+            "io" => "check the disk, the space left on it, and the permissions; nothing was judged or changed",
+            _ => {
+                "keep the directory as it is and do not start the node on it; `time-db verify` says more and `time-db \
+                 repair` what can be done; or restore a backup (`time-db restore`)"
+            }
+        }
     }
 
     pub(crate) fn corrupt(tree: &'static str, what: impl std::fmt::Display) -> Self {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
+use std::io::Read;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ use crate::types::{Genesis, PublicKey};
 
 /// sled's directory inside the data directory.
 pub(super) const DATABASE_DIR: &str = "db";
+
+/// Bytes that are read at once where a file is only read through.
+const READ_BYTES: usize = 1024 * 1024;
 
 /// How long this process waits for its own lock of before.
 const OWN_LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -141,12 +145,6 @@ impl Storage {
         public_key: Option<PublicKey>,
         fenced: bool,
     ) -> Result<StoredNetwork, DatabaseError> {
-        let network = StoredNetwork {
-            network: genesis.network(),
-            genesis_hash: genesis.hash(),
-            public_key,
-            log_id: rand::random(),
-        };
         for mut rows in super::m0001_initial::genesis(genesis) {
             if fenced {
                 let places = rows.iter().filter(|(tree, ..)| *tree == TreeId::Utxos.name());
@@ -156,7 +154,8 @@ impl Storage {
             // The stamp says that everything before it is there, so that has to be so first.
             self.write(rows)?;
         }
-        let mut stamp = super::m0001_initial::stamp(encode(TreeId::Meta, &network)?);
+        let public_key = public_key.as_ref().map(PublicKey::as_bytes);
+        let mut stamp = super::m0001_initial::stamp(genesis, public_key, &rand::random());
         if fenced {
             stamp.push(("meta", meta::FENCE.to_vec(), Some(encode(TreeId::Meta, &FenceState::Asking)?)));
         }
@@ -216,6 +215,28 @@ pub(super) fn size_on_disk(data_dir: &Path) -> u64 {
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
 }
 
+/// Reads all of sled's files once, before sled does. While it recovers, sled takes a segment that it cannot
+/// read for one that was never written, and cuts it off: after one error of the disk most of
+/// the database may be gone for good.
+fn read_through(data_dir: &Path) -> Result<(), DatabaseError> {
+    let read = || -> std::io::Result<()> {
+        let mut buffer = vec![0; READ_BYTES];
+        let entries = match std::fs::read_dir(data_dir.join(DATABASE_DIR)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                let mut file = std::fs::File::open(entry.path())?;
+                while file.read(&mut buffer)? > 0 {}
+            }
+        }
+        Ok(())
+    };
+    read().map_err(DatabaseError::io("reading the database's files"))
+}
+
 /// Opens sled so that neither a half-written snapshot nor a panic inside it brings the
 /// caller down.
 fn open_sled<T>(
@@ -226,6 +247,7 @@ fn open_sled<T>(
     let path = data_dir.join(DATABASE_DIR);
     remove_stale_snapshots(&path)?;
     remove_unborn_configuration(data_dir)?;
+    read_through(data_dir)?;
     let config = sled::Config::new().path(&path).cache_capacity(cache_bytes).flush_every_ms(None);
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let db = open_patiently(&config, &path)?;

@@ -24,11 +24,15 @@ use super::repair_fence::{put_behind_fence, suspend};
 use super::repair_flight::{restart_log, settle_flight};
 use super::schema::{StoredNetwork, Subscription, SubscriptionKey, TreeId, address_key, meta};
 use super::store::{Database, Reader};
-use super::switch::free_name;
-use super::verify::{Damage, Report, VerifyOptions, verify_data_dir};
+use super::switch::{SET_ASIDE, free_name};
+use super::verify::{Check, Damage, Report, VerifyOptions, verify_data_dir};
 use super::{DatabaseError, Owner};
-use crate::consensus::Vote;
-use crate::types::PublicKey;
+use crate::consensus::{Committee, Vote};
+use crate::types::{Genesis, PublicKey};
+
+/// What is said where a fence can never stand.
+const NEVER_FENCED: &str = "the other members are no quorum, so nobody can say what this member must not vote on: it \
+    follows and never votes again. A network of so few does not survive the loss of a member's votes";
 
 /// Rows that one commit of a repair writes.
 const ROWS_AT_ONCE: usize = 4_096;
@@ -103,6 +107,11 @@ pub struct Plan {
     pub steps: Vec<PlanStep>,
     /// Why the database cannot be opened, if so.
     pub unopenable: Option<String>,
+    /// Why this member does not vote again even so, if that is known.
+    pub warning: Option<&'static str>,
+    /// There is no database any more, because a repair has set it aside: the node has to be
+    /// started, and fetches the ledger.
+    pub set_aside: Option<PathBuf>,
     /// What was found in it otherwise.
     pub report: Option<Report>,
 }
@@ -110,8 +119,8 @@ pub struct Plan {
 impl Plan {
     fn of(report: Report) -> Self {
         let because = |damages: &[Damage]| -> BTreeSet<String> {
-            let of = report.findings().filter(|(_, finding)| damages.contains(&finding.damage));
-            of.map(|(name, _)| name.to_owned()).collect()
+            let of = |check: &&Check| damages.iter().any(|damage| check.damages.contains_key(damage));
+            report.checks.iter().filter(of).map(|check| check.name.to_owned()).collect()
         };
         let step = |remedy: Remedy, damages: &[Damage]| {
             let because = because(damages);
@@ -124,7 +133,16 @@ impl Plan {
                 rebuild.into_iter().chain(step(Remedy::Fence, &[Damage::Votes])).collect()
             }
         };
-        Self { steps, unopenable: None, report: Some(report) }
+        Self { steps, unopenable: None, warning: None, set_aside: None, report: Some(report) }
+    }
+
+    /// Says so if the network does not survive the loss of this member's votes.
+    fn warned(mut self, genesis: Option<&Genesis>, member: Option<PublicKey>) -> Self {
+        let loses_votes = self.has(Remedy::Fence) || self.has(Remedy::Resync);
+        if let (true, Some(genesis), Some(member)) = (loses_votes, genesis, member) {
+            self.warning = fence_warning(genesis, &member);
+        }
+        self
     }
 
     /// Whether this remedy is part of it.
@@ -133,24 +151,56 @@ impl Plan {
     }
 }
 
+/// Why a member that has lost votes never votes again, if the others are too few for a fence.
+pub fn fence_warning(genesis: &Genesis, member: &PublicKey) -> Option<&'static str> {
+    let committee = Committee::of_genesis(genesis);
+    let own = committee.index_of(member)?;
+    (!committee.has_quorum_without(own)).then_some(NEVER_FENCED)
+}
+
 /// Looks what is wrong and says what would be done about it. Changes nothing.
+///
+/// What is wrong is looked at twice: sled passes over what it cannot read at one moment, and a
+/// disk that fails now and then is no reason to put a member's votes aside.
 pub fn plan(data_dir: &Path, cache_bytes: u64, options: VerifyOptions<'_>) -> Result<Plan, DatabaseError> {
+    let first = look(data_dir, cache_bytes, options)?;
+    if first.steps.is_empty() {
+        return Ok(first);
+    }
+    let second = look(data_dir, cache_bytes, options)?;
+    if first.steps != second.steps {
+        let source = std::io::Error::other("two looks at it differ: the disk or the memory fails now and then");
+        return Err(DatabaseError::Io { what: "looking at the database", source });
+    }
+    Ok(second)
+}
+
+fn look(data_dir: &Path, cache_bytes: u64, options: VerifyOptions<'_>) -> Result<Plan, DatabaseError> {
     match verify_data_dir(data_dir, cache_bytes, options) {
-        Ok(report) => Ok(Plan::of(report)),
+        Ok(report) => {
+            let plan = Plan::of(report);
+            let member = if plan.steps.is_empty() { None } else { owner_of(data_dir, cache_bytes)?.flatten() };
+            Ok(plan.warned(options.genesis, member))
+        }
+        // An earlier repair was all that can be done here.
+        Err(DatabaseError::Missing(missing)) => match last_set_aside(data_dir) {
+            Some(kept) => {
+                let set_aside = Some(kept);
+                Ok(Plan { steps: Vec::new(), unopenable: None, warning: None, set_aside, report: None })
+            }
+            None => Err(DatabaseError::Missing(missing)),
+        },
         // What nobody can read is fetched again. Everything else is no matter of repair.
-        Err(error) if is_damage(&error) => {
+        Err(error) if error.is_damage() => {
             let remedy = Remedy::Resync;
             let because = BTreeSet::from(["opening".to_owned()]);
             let step = PlanStep { remedy, what: remedy.what(), why: remedy.why(), because };
-            Ok(Plan { steps: vec![step], unopenable: Some(error.to_string()), report: None })
+            let unopenable = Some(error.to_string());
+            let plan = Plan { steps: vec![step], unopenable, warning: None, set_aside: None, report: None };
+            Ok(plan.warned(options.genesis, owner_of(data_dir, cache_bytes)?.flatten()))
         }
         Err(error) => Err(error),
     }
-}
-
-/// Whether the database itself is what is wrong, and not who asks or the machine.
-const fn is_damage(error: &DatabaseError) -> bool {
-    matches!(error, DatabaseError::Damaged(_) | DatabaseError::Corrupt { .. } | DatabaseError::Sled(_))
 }
 
 /// What a repair did.
@@ -217,14 +267,19 @@ fn owner_of(kept: &Path, cache_bytes: u64) -> Result<Option<Option<PublicKey>>, 
     let network = Storage::look(kept, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
     match network {
         Ok(network) => Ok(network.map(|network| network.public_key)),
-        Err(error) if is_damage(&error) => Ok(None),
+        Err(error) if error.is_damage() => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// Where the last repair has put a database that was set aside.
+fn last_set_aside(data_dir: &Path) -> Option<PathBuf> {
+    (1..).map(|n: u64| data_dir.join(format!("{SET_ASIDE}-{n}"))).take_while(|path| path.exists()).last()
+}
+
 /// Moves sled's files and the guard out of the way, in one step that is durable.
 fn set_aside(data_dir: &Path) -> Result<PathBuf, DatabaseError> {
-    let kept = free_name(data_dir, "set-aside");
+    let kept = free_name(data_dir, SET_ASIDE);
     let moved = || {
         std::fs::create_dir_all(&kept)?;
         // The guard goes first: a database without its guard is a mismatch and does not vote.
@@ -299,4 +354,21 @@ fn write_full(database: &mut Database, rows: &mut Vec<RowChange>, at: usize) -> 
     }
     let batch = CommitBatch { maintenance: Maintenance::of(std::mem::take(rows)), ..CommitBatch::default() };
     database.commit(batch, ()).map(super::Durable::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verify::Finding;
+    use super::*;
+
+    #[test]
+    fn the_worst_counts_however_many_stand_before_it() {
+        let finding = |damage| Finding { damage, place: "there".into(), what: "it is wrong".into() };
+        let mut report = Report { checks: vec![Check::of("votes", (0..500).map(|_| finding(Damage::Votes)))] };
+        assert!(Plan::of(report.clone()).has(Remedy::Fence));
+        report.checks[0].add(finding(Damage::Ledger));
+        assert_eq!(report.worst(), Some(Damage::Ledger));
+        assert!(report.findings().count() < 500, "the rest is only counted");
+        assert!(Plan::of(report).has(Remedy::Resync));
+    }
 }

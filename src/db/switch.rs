@@ -26,6 +26,8 @@ use super::open::{DATABASE_DIR, sled_file};
 const UNFINISHED: &str = "unfinished";
 /// One that is whole, and whose time has come.
 const INCOMING: &str = "incoming";
+/// How the names of directories begin that hold what was there before.
+pub(super) const SET_ASIDE: &str = "set-aside";
 /// In [`INCOMING`]: the name of the directory for what was there before.
 const PLACE_FOR_OLD: &str = "place-for-old";
 /// What a data directory consists of.
@@ -109,7 +111,7 @@ impl Building {
     /// It is whole: puts it in place. Gives where what was there before is kept.
     pub(super) fn put_in_place(self) -> Result<Option<PathBuf>, DatabaseError> {
         let replaces = PARTS.iter().any(|part| self.data_dir.join(part).exists());
-        let place = free_name(&self.data_dir, "set-aside");
+        let place = free_name(&self.data_dir, SET_ASIDE);
         let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
         std::fs::write(self.path.join(PLACE_FOR_OLD), name).map_err(DatabaseError::io("naming a place for the old"))?;
         sync_all(&self.path)?;

@@ -150,8 +150,7 @@ impl UTXOStateManager {
     /// Whether the other members are a quorum that can say what this one may have voted on.
     pub fn can_be_fenced(&self) -> bool {
         let own = self.reader.network().public_key.and_then(|key| self.committee.index_of(&key));
-        let own = own.map_or(0, |own| self.committee.weight(own));
-        self.committee.total_weight() - own >= self.committee.quorum()
+        own.is_none_or(|own| self.committee.has_quorum_without(own))
     }
 
     /// Reads the database.

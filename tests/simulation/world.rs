@@ -546,6 +546,10 @@ impl World {
     }
 
     fn commit(&mut self, i: usize, batch: CommitBatch, actions: Vec<Action>) {
+        // As on a node, a body is its wallet's word and goes on before the commit, which may fail.
+        let (bodies, actions): (Vec<_>, _) =
+            actions.into_iter().partition(|action| matches!(action, Action::Broadcast(_)));
+        bodies.into_iter().for_each(|body| self.act(i, body));
         if batch.is_empty() {
             return self.let_out(i, Vec::new(), actions);
         }

@@ -30,7 +30,7 @@ impl Failure {
             _ => error.downcast_ref::<DatabaseError>(),
         };
         let (kind, next) = match (database, error.downcast_ref::<Supervised>()) {
-            (Some(database), _) => of_database(database),
+            (Some(database), _) => (database.kind(), Some(database.next_step())),
             (None, Some(Supervised::OpenTimeout(_))) => (
                 "damaged",
                 Some(
@@ -70,29 +70,4 @@ fn eprintln_json(failure: &Failure) {
     use std::io::Write;
     let text = serde_json::to_string(failure).unwrap_or_else(|_| failure.error.clone());
     writeln!(std::io::stderr().lock(), "{text}").unwrap_or_default();
-}
-
-fn of_database(error: &DatabaseError) -> (&'static str, Option<&'static str>) {
-    match error {
-        DatabaseError::InUse(_) => {
-            ("in_use", Some("stop the node, or copy its directory while it is stopped and look at the copy"))
-        }
-        DatabaseError::Missing(_) => (
-            "missing",
-            Some("check --data-dir: it is the directory that holds `db` and `guard`, as in the node's configuration"),
-        ),
-        DatabaseError::Exists(_) => ("exists", Some("give a name that is not taken")),
-        DatabaseError::OtherNetwork { .. } => {
-            ("other_network", Some("check --genesis and --data-dir: they have to be of the same network"))
-        }
-        DatabaseError::OtherKey { .. } => ("other_key", Some("use the directory that belongs to the key")),
-        DatabaseError::NewerSchema { .. } => {
-            ("newer_schema", Some("use the program that wrote it, or a newer one; nothing was changed"))
-        }
-        DatabaseError::OlderSchema { .. } => ("older_schema", Some("run `time-db migrate` on it, or give --genesis")),
-        DatabaseError::Damaged(_) | DatabaseError::Sled(_) => ("damaged", Some(DAMAGED)),
-        DatabaseError::Corrupt { .. } => ("corrupt", Some(DAMAGED)),
-        DatabaseError::Unsound(_) => ("unsound", Some(DAMAGED)),
-        DatabaseError::Io { .. } => ("io", Some("check the disk, the space left on it, and the permissions")),
-    }
 }

@@ -65,10 +65,15 @@ pub fn put_in_place(context: &Context<'_>, done: &'static str, put: &PutInPlace)
     // Its key has voted: a member that loses this database as well goes behind the fence.
     forget_first_start(&context.data_dir)?;
     context.progress.finish();
+    let member = put.now.network.as_ref().and_then(|network| network.public_key);
+    let warning = match (context.genesis_if_given()?, member) {
+        (Some(genesis), Some(member)) => db::fence_warning(&genesis, &member),
+        _ => None,
+    };
     let json = json!({
         "data_dir": context.data_dir, "done": done, "commit": put.from.commit, "height": put.from.height,
         "sequence": put.now.sequence, "log_id": log_id(&put.now), "previous_log_id": log_id(&put.from),
-        "public_key": put.now.network.as_ref().and_then(|network| network.public_key),
+        "public_key": member, "warning": warning,
         "fenced": put.fenced, "set_aside": put.set_aside,
     });
     result(context.format, &json, |_| {
@@ -87,6 +92,9 @@ pub fn put_in_place(context: &Context<'_>, done: &'static str, put: &PutInPlace)
                  must not\nvote on, follows the chain, and votes on what comes into being after that"
             )),
             None => text.push_str("\nan observer's: it has no votes to lose"),
+        }
+        if let Some(warning) = warning {
+            text.push_str(&format!("\nBUT {warning}"));
         }
         text.push_str("\nthe change log has a new name: wallets take a new snapshot");
         text

@@ -67,8 +67,14 @@ fn plan_lines(plan: &Plan) -> String {
         lines.push(format!("the database cannot be opened: {why}"));
     }
     lines.extend(plan.report.iter().flat_map(|report| &report.checks).filter(|c| c.wrong > 0).map(check_lines));
-    if plan.steps.is_empty() {
-        lines.push("there is nothing to repair".into());
+    match &plan.set_aside {
+        Some(kept) => lines.push(format!(
+            "there is no database: it was set aside in {}. Start the node: it fetches the ledger from the other \
+             members, behind the fence",
+            kept.display()
+        )),
+        None if plan.steps.is_empty() => lines.push("there is nothing to repair".into()),
+        None => {}
     }
     for step in &plan.steps {
         let because: Vec<&str> = step.because.iter().map(String::as_str).collect();
@@ -76,6 +82,7 @@ fn plan_lines(plan: &Plan) -> String {
         lines.push(format!("  because of: {}", because.join(", ")));
         lines.push(format!("  safe, because {}", step.why));
     }
+    lines.extend(plan.warning.map(|warning| format!("BUT {warning}")));
     lines.join("\n")
 }
 

@@ -59,7 +59,8 @@ fn inspected(disk: &MemoryDisk, lot: usize) -> Outcome {
     let before = rows(disk);
     let full = lot.is_multiple_of(FULL_EVERY);
     let genesis = Some(&EQUAL.genesis).filter(|_| full);
-    let report = verify_in_memory(disk, VerifyOptions { genesis, full, progress: &|_, _| {} });
+    let options = VerifyOptions { genesis, full, progress: &|_, _| {} };
+    let report = verify_in_memory(disk, options).expect("a disk in memory can be read");
     let trees = InspectTrees::in_memory(disk);
     let shown = report.is_sound() || lot.is_multiple_of(SHOWN_EVERY);
     let all_readable = shown && trees.as_ref().is_ok_and(all_readable);
@@ -239,7 +240,7 @@ static BASE: LazyLock<DiskImage> = LazyLock::new(|| {
     drop(database);
     let base = disk.image();
     let options = VerifyOptions { genesis: Some(&EQUAL.genesis), full: true, progress: &|_, _| {} };
-    let report = verify_in_memory(&disk, options);
+    let report = verify_in_memory(&disk, options).expect("a disk in memory can be read");
     assert!(report.is_sound(), "{:?}", report.findings().collect::<Vec<_>>());
     base
 });

@@ -23,7 +23,7 @@ pub(super) fn blocks(subject: &Subject<'_>, check: &mut Check) -> Result<(), Dat
                 return Ok(());
             }
             Err(error) => {
-                check.find(Damage::Ledger, place(), error.to_string());
+                check.unreadable(Damage::Ledger, place(), error)?;
                 return Ok(());
             }
         };
@@ -134,7 +134,7 @@ pub(super) fn agreement(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
                 let of_next = key == expected;
                 check.ensure(of_next, Damage::Votes, place, "it is of another height, or one before it is missing");
             }
-            Err(error) => check.find(Damage::Votes, "agreement", error.to_string()),
+            Err(error) => check.unreadable(Damage::Votes, "agreement", error)?,
         }
     }
     Ok(())

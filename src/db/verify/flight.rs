@@ -64,7 +64,7 @@ pub(super) fn locks(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
     for record in records::<Vec<StoredInFlight>>(subject.reader.tree(TreeId::Locks), TreeId::Locks) {
         match record {
             Ok((key, _)) => subject.check_commit(check, TreeId::Locks, &key, std::iter::empty())?,
-            Err(error) => check.find(Damage::Votes, "locks", error.to_string()),
+            Err(error) => check.unreadable(Damage::Votes, "locks", error)?,
         }
     }
     let mut after = None;
@@ -99,7 +99,7 @@ pub(super) fn votes(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
             Ok((key, row)) => {
                 subject.check_commit(check, TreeId::Votes, &key, row.into_iter().map(|vote| vote.txid))?;
             }
-            Err(error) => check.find(Damage::Votes, "votes", error.to_string()),
+            Err(error) => check.unreadable(Damage::Votes, "votes", error)?,
         }
     }
     for (txid, kinds) in subject.own_votes()? {
@@ -124,7 +124,7 @@ pub(super) fn certificates(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let (key, certificates) = match record.and_then(whole) {
             Ok(record) => record,
             Err(error) => {
-                check.find(Damage::Votes, "certificates", error.to_string());
+                check.unreadable(Damage::Votes, "certificates", error)?;
                 continue;
             }
         };

@@ -33,6 +33,15 @@ fn spends(transaction: &Transaction, outpoint: &OutPoint) -> bool {
     transaction.spends().any(|spent| spent == *outpoint)
 }
 
+/// An output whose row can be read; what cannot be read is told by the check of the outputs.
+fn told_of<T>(row: Result<T, DatabaseError>) -> Result<Option<T>, DatabaseError> {
+    match row {
+        Ok(row) => Ok(Some(row)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) fn utxos(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
     for row in subject.reader.outputs() {
@@ -40,7 +49,7 @@ pub(super) fn utxos(subject: &Subject<'_>, check: &mut Check) -> Result<(), Data
         let (outpoint, utxo) = match row {
             Ok(row) => row,
             Err(error) => {
-                check.find(Damage::Ledger, "utxos", error.to_string());
+                check.unreadable(Damage::Ledger, "utxos", error)?;
                 continue;
             }
         };
@@ -72,7 +81,7 @@ pub(super) fn addresses(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
     let tree = subject.reader.tree(TreeId::Addresses);
     for row in subject.reader.outputs() {
         subject.tell(check);
-        let Ok((outpoint, utxo)) = row else { continue };
+        let Some((outpoint, utxo)) = told_of(row)? else { continue };
         let indexed = tree.get(address_key(&utxo.output.address, &outpoint))?.is_some();
         let place = || format!("addresses/{}/{outpoint}", utxo.output.address);
         check.ensure(indexed == utxo.state.is_live(), Damage::Derived, place, "a row is missing, or one too many");
@@ -108,7 +117,7 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let stored = match stored.and_then(|stored| with_body(reader.tree(TreeId::Bodies), stored)) {
             Ok(stored) => stored,
             Err(error) => {
-                check.find(Damage::Ledger, "transactions", error.to_string());
+                check.unreadable(Damage::Ledger, "transactions", error)?;
                 continue;
             }
         };
@@ -164,7 +173,7 @@ fn proofs(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError>
         let proofs = match record.and_then(|(_, stored)| stored.into_certificates(TreeId::Proofs)) {
             Ok(proofs) => proofs,
             Err(error) => {
-                check.find(Damage::Ledger, "proofs", error.to_string());
+                check.unreadable(Damage::Ledger, "proofs", error)?;
                 continue;
             }
         };
@@ -218,7 +227,7 @@ pub(super) fn confirmed(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
         let (key, value) = row?;
         match confirmed_of_row(&key, &value) {
             Ok(all) => all.iter().for_each(|(_, told)| counted.entry(told.height).or_default().1 += 1),
-            Err(error) => check.find(Damage::Ledger, format!("confirmed/{}", hex::encode(&key)), error.to_string()),
+            Err(error) => check.unreadable(Damage::Ledger, format!("confirmed/{}", hex::encode(&key)), error)?,
         }
     }
     for (height, (in_block, told)) in counted {
@@ -255,7 +264,7 @@ pub(super) fn supply(subject: &Subject<'_>, check: &mut Check) -> Result<(), Dat
     let (mut live, mut fees) = (0_u128, 0_u128);
     for row in subject.reader.outputs() {
         subject.tell(check);
-        let Ok((_, utxo)) = row else { continue };
+        let Some((_, utxo)) = told_of(row)? else { continue };
         if utxo.state.is_live() {
             live += u128::from(utxo.output.amount.units());
         }
@@ -290,7 +299,7 @@ pub(super) fn digest(subject: &Subject<'_>, check: &mut Check) -> Result<(), Dat
     let mut digest = UtxoDigest::new();
     for row in subject.reader.outputs() {
         subject.tell(check);
-        let Ok((outpoint, utxo)) = row else { continue };
+        let Some((outpoint, utxo)) = told_of(row)? else { continue };
         let spent_in_chain = matches!(utxo.state, UTXOState::Confirmed { .. });
         if !spent_in_chain && subject.is_of_chain(&outpoint)? {
             digest.add(&outpoint, &utxo.output);

@@ -74,7 +74,8 @@ fn compare_states(
                 }
                 _ => None,
             },
-            Err(_) => None,
+            Err(error) if error.is_damage() => None,
+            Err(error) => return Err(error),
         };
         if stands == Some(*state) {
             continue;
@@ -102,7 +103,7 @@ fn walk(subject: &Subject<'_>, check: &mut Check) -> Result<(u64, bool), Databas
         let row: Vec<LogEntry> = match decode(TreeId::Changes, &value) {
             Ok(row) => row,
             Err(error) => {
-                check.find(Damage::Ledger, place(), error.to_string());
+                check.unreadable(Damage::Ledger, place(), error)?;
                 expected = None;
                 continue;
             }
@@ -139,7 +140,7 @@ pub(super) fn subscriptions(subject: &Subject<'_>, check: &mut Check) -> Result<
                 let named = key == SubscriptionKey::of(&subscription.subscriber_id).as_bytes();
                 check.ensure(named, Damage::Derived, place, "it stands under another name's hash");
             }
-            Err(error) => check.find(Damage::Derived, "subscriptions", error.to_string()),
+            Err(error) => check.unreadable(Damage::Derived, "subscriptions", error)?,
         }
     }
     Ok(())

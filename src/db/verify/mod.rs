@@ -12,6 +12,7 @@ mod ledger;
 mod log;
 mod records;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
 use serde::Serialize;
@@ -67,20 +68,49 @@ pub struct Check {
     pub left_out: Option<String>,
     /// How much is wrong.
     pub wrong: u64,
+    /// How much of that is of which kind.
+    pub damages: BTreeMap<Damage, u64>,
     /// The first of it.
     pub findings: Vec<Finding>,
 }
 
 impl Check {
     const fn new(name: &'static str, holds: &'static str) -> Self {
-        Self { name, holds, checked: 0, left_out: None, wrong: 0, findings: Vec::new() }
+        Self { name, holds, checked: 0, left_out: None, wrong: 0, damages: BTreeMap::new(), findings: Vec::new() }
+    }
+
+    /// A check that has found these.
+    #[cfg(test)]
+    pub(super) fn of(name: &'static str, findings: impl Iterator<Item = Finding>) -> Self {
+        let mut check = Self::new(name, "it holds");
+        findings.for_each(|finding| check.add(finding));
+        check
+    }
+
+    pub(super) fn add(&mut self, finding: Finding) {
+        self.wrong += 1;
+        *self.damages.entry(finding.damage).or_default() += 1;
+        if self.findings.len() < MAX_TOLD {
+            self.findings.push(finding);
+        }
     }
 
     fn find(&mut self, damage: Damage, place: impl Into<String>, what: impl Into<String>) {
-        self.wrong += 1;
-        if self.findings.len() < MAX_TOLD {
-            self.findings.push(Finding { damage, place: place.into(), what: what.into() });
+        self.add(Finding { damage, place: place.into(), what: what.into() });
+    }
+
+    /// Something that cannot be read. That the machine fails at this moment is no finding.
+    fn unreadable(
+        &mut self,
+        damage: Damage,
+        place: impl Into<String>,
+        error: DatabaseError,
+    ) -> Result<(), DatabaseError> {
+        if !error.is_damage() {
+            return Err(error);
         }
+        self.find(damage, place, error.to_string());
+        Ok(())
     }
 
     /// Something that has to be there, or else.
@@ -106,7 +136,7 @@ impl Report {
 
     /// The worst of what is wrong.
     pub fn worst(&self) -> Option<Damage> {
-        self.checks.iter().flat_map(|check| &check.findings).map(|finding| finding.damage).max()
+        self.checks.iter().filter_map(|check| check.damages.keys().next_back()).max().copied()
     }
 
     /// Every finding that is told, with the name of its check.
@@ -166,9 +196,9 @@ const CHECKS: [(&str, &str, Run); 16] = [
 
 /// Checks every invariant of an open database. A damaged one may make the storage engine
 /// panic while it is read: then that check is unreadable, and the others are made all the
-/// same.
-pub(super) fn verify(storage: Storage, options: VerifyOptions<'_>) -> Report {
-    let (meta, subject) = check_meta(storage, options);
+/// same. Where the machine fails to read it at all, nothing can be told.
+pub(super) fn verify(storage: Storage, options: VerifyOptions<'_>) -> Result<Report, DatabaseError> {
+    let (meta, subject) = check_meta(storage, options)?;
     let mut checks = vec![meta];
     if let Some(subject) = subject {
         for (name, holds, run) in CHECKS {
@@ -177,17 +207,17 @@ pub(super) fn verify(storage: Storage, options: VerifyOptions<'_>) -> Report {
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(&subject, &mut check)));
             match outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => check.find(Damage::Ledger, name, error.to_string()),
+                Ok(Err(error)) => check.unreadable(Damage::Ledger, name, error)?,
                 Err(_) => check.find(Damage::Unreadable, name, "the storage engine came apart while reading it"),
             }
             checks.push(check);
         }
     }
-    Report { checks }
+    Ok(Report { checks })
 }
 
 /// Who it belongs to, how it stands to its guard, whether it is whole.
-fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Subject<'_>>) {
+fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> Result<(Check, Option<Subject<'_>>), DatabaseError> {
     let holds = "it is whole, of this network, fits its guard, and votes";
     let mut check = Check::new("meta", holds);
     let mut read = || -> Result<Option<Subject<'_>>, DatabaseError> {
@@ -215,7 +245,11 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
             return Ok(None);
         };
         let kept = storage.meta::<Kept>(meta::KEPT)?;
-        let same = kept.is_none_or(|kept| Kept::read(&storage.trees).is_ok_and(|counted| counted == kept));
+        let same = match kept.map(|kept| Ok::<_, DatabaseError>(Kept::read(&storage.trees)? == kept)).transpose() {
+            Ok(same) => same.unwrap_or(true),
+            Err(error) if error.is_damage() => false,
+            Err(error) => return Err(error),
+        };
         let what = "rows with locks, votes, certificates, words on the next block or fenced outputs are missing";
         check.ensure(same, Damage::Votes, || "meta/kept".into(), what);
         let asking = storage.meta::<FenceState>(meta::FENCE)? == Some(FenceState::Asking);
@@ -223,10 +257,13 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
         let (tip, unconfirmed_from) = (stored.tip()?, stored.unconfirmed_from);
         // What is in flight is read as a whole; if that fails, the checks say where.
         let flights = FlightTable::read(&storage.trees, true).map(|(flights, ..)| flights);
-        let flights = flights.unwrap_or_else(|error| {
-            check.find(Damage::Votes, "locks", error.to_string());
-            FlightTable::default()
-        });
+        let flights = match flights {
+            Ok(flights) => flights,
+            Err(error) => {
+                check.unreadable(Damage::Votes, "locks", error)?;
+                FlightTable::default()
+            }
+        };
         let shared = Shared::new(storage.trees.clone(), network, &head, tip.height, flights);
         let reader = Reader { shared: std::sync::Arc::new(shared) };
         let committee = options.genesis.map(Committee::of_genesis);
@@ -236,7 +273,7 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
     let subject = match outcome {
         Ok(Ok(subject)) => subject,
         Ok(Err(error)) => {
-            check.find(Damage::Ledger, "meta", error.to_string());
+            check.unreadable(Damage::Ledger, "meta", error)?;
             None
         }
         Err(_) => {
@@ -244,7 +281,7 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> (Check, Option<Su
             None
         }
     };
-    (check, subject)
+    Ok((check, subject))
 }
 
 impl Subject<'_> {
@@ -269,10 +306,10 @@ pub fn verify_data_dir(
     }
     let storage = Storage::look(data_dir, cache_bytes)?;
     super::open::is_migrated(&storage.trees)?;
-    Ok(verify(storage, options))
+    verify(storage, options)
 }
 
 /// The same of a disk in memory, for simulations.
-pub fn verify_in_memory(disk: &super::MemoryDisk, options: VerifyOptions<'_>) -> Report {
+pub fn verify_in_memory(disk: &super::MemoryDisk, options: VerifyOptions<'_>) -> Result<Report, DatabaseError> {
     verify(Storage::memory(disk), options)
 }

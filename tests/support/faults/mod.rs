@@ -93,6 +93,12 @@ impl Watch {
         if for_ever { failing.with("FAULT_FOREVER", 1) } else { failing }
     }
 
+    /// A sector of the database's file cannot be read, now or later.
+    #[must_use]
+    pub fn bad_sector(self, at: u64) -> Self {
+        self.with("FAULT_BAD", at)
+    }
+
     /// Gives a command what it needs to run so.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         if !self.variables.is_empty() {

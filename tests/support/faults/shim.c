@@ -13,6 +13,8 @@
  *                       and all that need room after it fail with ENOSPC. kill: the process
  *                       is killed before the call, as by `kill -9`.
  *   FAULT_FOREVER=1     So do all calls after the n-th.
+ *   FAULT_BAD=offset    A sector that cannot be read: whatever reads this byte of a file that
+ *                       is called db/db fails with EIO.
  *
  * A record is: u32 length of what follows, u8 kind, i32 descriptor, u64 number, u64 number,
  * u32 length of the text, text, bytes; all little-endian. The kinds are in trace.rs.
@@ -49,6 +51,7 @@ static char watched_dir[PATH_MAX];
 static size_t watched_len;
 static int trace_fd = -1, sends_only, fault_kind, fault_forever;
 static uint64_t fault_at, calls;
+static off64_t bad_at = -1;
 
 static void set_kind(int fd, int kind) {
     if (fd >= 0 && fd < MAX_FD) atomic_store(&kinds[fd], kind);
@@ -144,6 +147,7 @@ __attribute__((constructor)) static void begin(void) {
     if (dir && realpath(dir, watched_dir)) watched_len = strlen(watched_dir);
     sends_only = getenv("FAULT_SENDS_ONLY") != NULL;
     fault_forever = getenv("FAULT_FOREVER") != NULL;
+    if (getenv("FAULT_BAD")) bad_at = (off64_t)strtoull(getenv("FAULT_BAD"), NULL, 10);
     if (at && kind) {
         fault_at = strtoull(at, NULL, 10);
         fault_kind = !strcmp(kind, "eio")      ? EIO_KIND
@@ -344,8 +348,21 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
     return result;
 }
 
+/* Whether a read meets the sector that cannot be read. */
+static int is_bad(int fd, off64_t offset, size_t n) {
+    if (bad_at < 0 || offset > bad_at || bad_at - offset >= (off64_t)n) return 0;
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = syscall(SYS_readlink, link, path, sizeof path);
+    return length >= 6 && memcmp(path + length - 6, "/db/db", 6) == 0;
+}
+
 ssize_t read(int fd, void *bytes, size_t n) {
     int kind = fd >= 0 && fd < MAX_FD ? atomic_load(&kinds[fd]) : OTHER;
+    if (kind == WATCHED && bad_at >= 0 && is_bad(fd, lseek64(fd, 0, SEEK_CUR), n)) {
+        errno = EIO;
+        return -1;
+    }
     if (kind == WATCHED && fault_kind) {
         pthread_mutex_lock(&lock);
         int error = fault(READS, "read");
@@ -360,6 +377,10 @@ ssize_t read(int fd, void *bytes, size_t n) {
 
 ssize_t pread64(int fd, void *bytes, size_t n, off64_t offset) {
     int kind = fd >= 0 && fd < MAX_FD ? atomic_load(&kinds[fd]) : OTHER;
+    if (kind == WATCHED && is_bad(fd, offset, n)) {
+        errno = EIO;
+        return -1;
+    }
     if (kind == WATCHED && fault_kind) {
         pthread_mutex_lock(&lock);
         int error = fault(READS, "pread");
