@@ -151,7 +151,9 @@ async fn a_bad_restore_changes_nothing() {
     };
     assert_eq!(restore(Path::new("/no/such/backup"), &[])["kind"], json!("missing"));
     assert!(restore(&data_dir, &[])["error"].as_str().unwrap().contains("from itself"));
-    let other = TestNet::new(1);
+    let mut other = TestNet::running(1);
+    other.stop(0);
+    assert_eq!(restore(&other.data_dir(0), &[])["kind"], json!("other_network"), "nobody has to name the genesis");
     let genesis = other.directory().join(&other.devnet.genesis_file);
     assert_eq!(restore(&backup, &["--genesis", genesis.to_str().unwrap()])["kind"], json!("other_network"));
     let damaged = net.directory().join("damaged");

@@ -251,6 +251,19 @@ async fn a_network_that_cannot_fence_a_member_is_told_so() {
     }
 }
 
+/// The wrong genesis is no damage.
+#[test]
+fn a_database_is_not_judged_by_another_networks_genesis() {
+    let (mut net, other) = (TestNet::running(1), TestNet::new(1));
+    net.stop(0);
+    let genesis = other.directory().join(&other.devnet.genesis_file);
+    for args in [&["verify"][..], &["repair"], &["repair", "--apply"]] {
+        let (code, text) = time_db(&net.data_dir(0), &genesis, args);
+        assert!(code == Some(2) && text.contains("another network") && text.contains("next: "), "{args:?}: {text}");
+    }
+    assert!(!net.data_dir(0).join("set-aside-1").exists());
+}
+
 /// The operator's way: verify names it, repair says what it would do and changes nothing,
 /// --apply does it, and the node comes back, behind the fence, with its wallets' coins.
 #[tokio::test]

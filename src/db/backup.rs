@@ -14,7 +14,7 @@ use super::guard::{Guard, Stamp, sync_directory};
 use super::inspect::{Condition, Trees as InspectTrees};
 use super::open::{DATABASE_DIR, Storage, schema_check};
 use super::repair_fence::put_behind_fence;
-use super::schema::SCHEMA_VERSION;
+use super::schema::{SCHEMA_VERSION, StoredNetwork, meta};
 use super::store::Database;
 use super::switch::{Building, enter, lock_database, sync_all, will_be_there};
 use super::watcher::{Watcher, watched};
@@ -72,6 +72,7 @@ pub fn restore(
     if !will_be_there(from) {
         return Err(DatabaseError::Missing(from.to_path_buf()));
     }
+    let replaced = network_in(data_dir, cache_bytes, watcher)?;
     let building = Building::begin(data_dir)?;
     {
         let _entered = enter(from)?;
@@ -84,10 +85,28 @@ pub fn restore(
     if let Some(genesis) = genesis {
         condition.belongs_to(genesis)?;
     }
+    if let (Some(replaced), Some(network)) = (&replaced, &condition.network) {
+        network.is_of(replaced.genesis_hash, replaced.public_key)?;
+    }
     if let Some(genesis) = genesis.filter(|_| schema.is_some_and(|schema| schema < SCHEMA_VERSION)) {
         storage.migrate(genesis)?;
     }
     fence_and_put(building, storage, condition, watcher)
+}
+
+/// Whose database stands in a data directory, if there is one that can be read: nobody else's
+/// is put in its place.
+pub(super) fn network_in(
+    data_dir: &Path,
+    cache_bytes: u64,
+    watcher: &dyn Watcher,
+) -> Result<Option<StoredNetwork>, DatabaseError> {
+    let look = || Storage::look(data_dir, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
+    match watched(watcher, look) {
+        Err(DatabaseError::Missing(_)) => Ok(None),
+        Err(error) if error.is_damage() => Ok(None),
+        found => found,
+    }
 }
 
 /// The last steps of a restore and an import.

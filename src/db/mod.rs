@@ -96,7 +96,7 @@ pub use inspect::{
 pub use migrate::{Migrated, migrate};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
-pub use repair::{Plan, PlanStep, Remedy, Repaired, fence_warning, plan, repair};
+pub use repair::{Plan, PlanStep, Remedy, Repaired, fence_in_memory, fence_warning, plan, repair};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
 pub use verify::{Check, Damage, Finding, Report, VerifyOptions, verify_data_dir, verify_in_memory};

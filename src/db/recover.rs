@@ -105,14 +105,7 @@ impl Database {
             Some(network) => network,
             None => storage.initialise(genesis, public_key, public_key.is_some() && !first_start)?,
         };
-        if network.genesis_hash != genesis.hash() {
-            return Err(DatabaseError::OtherNetwork { expected: genesis.hash(), found: network.genesis_hash });
-        }
-        if network.public_key != public_key {
-            let name =
-                |key: Option<PublicKey>| key.map_or_else(|| "an observer".into(), |key| format!("the member {key}"));
-            return Err(DatabaseError::OtherKey { expected: name(public_key), found: name(network.public_key) });
-        }
+        network.is_of(genesis.hash(), public_key)?;
         Self::carry_on(storage, network, false)
     }
 

@@ -26,7 +26,7 @@ use super::schema::{StoredNetwork, Subscription, SubscriptionKey, TreeId, addres
 use super::store::{Database, Reader};
 use super::switch::{SET_ASIDE, free_name};
 use super::verify::{Check, Damage, Report, VerifyOptions, verify_data_dir};
-use super::{DatabaseError, Owner};
+use super::{DatabaseError, MemoryDisk, Owner};
 use crate::consensus::{Committee, Vote};
 use crate::types::{Genesis, PublicKey};
 
@@ -242,23 +242,36 @@ pub fn repair(
     }
     let kept = free_name(data_dir, "before-repair");
     copy_files(data_dir, &kept)?;
-    let mut database = Database::open_offline(data_dir, cache_bytes)?;
     if plan.has(Remedy::Rebuild) {
-        rebuild(&mut database)?;
+        rebuild(&mut Database::open_offline(data_dir, cache_bytes)?)?;
     }
     let (mut fenced, mut votes_taken_out) = (None, Vec::new());
     if plan.has(Remedy::Fence) {
-        suspend(&mut database)?;
-        votes_taken_out = settle_flight(&mut database)?;
-        restart_log(&mut database)?;
-        // What is in flight is read again from the rows that were written.
-        drop(database);
-        database = Database::open_offline(data_dir, cache_bytes)?;
-        fenced = put_behind_fence(&mut database)?;
+        (fenced, votes_taken_out) = fence_in_place(|| Database::open_offline(data_dir, cache_bytes))?;
     }
-    drop(database);
     let report = Some(verify_data_dir(data_dir, cache_bytes, options)?);
     Ok(Repaired { kept, fenced, votes_taken_out, report })
+}
+
+/// Keeps the ledger and puts it behind the fence. Gives how many outputs are behind it, and
+/// which votes were taken out.
+fn fence_in_place(
+    open: impl Fn() -> Result<Database, DatabaseError>,
+) -> Result<(Option<u64>, Vec<Vote>), DatabaseError> {
+    let mut database = open()?;
+    suspend(&mut database)?;
+    let votes_taken_out = settle_flight(&mut database)?;
+    restart_log(&mut database)?;
+    // What is in flight is read again from the rows that were written.
+    drop(database);
+    let fenced = put_behind_fence(&mut open()?)?;
+    Ok((fenced, votes_taken_out))
+}
+
+/// Puts a database in memory behind the fence where it is, as a repair does with one that may
+/// have lost votes; for simulations.
+pub fn fence_in_memory(disk: &MemoryDisk) -> Result<(), DatabaseError> {
+    fence_in_place(|| Database::of_storage(Storage::memory(disk), true)).map(|_| ())
 }
 
 /// Whose database it was, if that can still be read.

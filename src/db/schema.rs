@@ -106,6 +106,21 @@ pub struct StoredNetwork {
     pub log_id: [u8; 16],
 }
 
+impl StoredNetwork {
+    /// Refuses a database of another network, or of another member than this one.
+    pub(super) fn is_of(&self, expected: GenesisHash, public_key: Option<PublicKey>) -> Result<(), DatabaseError> {
+        if self.genesis_hash != expected {
+            return Err(DatabaseError::OtherNetwork { expected, found: self.genesis_hash });
+        }
+        if self.public_key != public_key {
+            let name =
+                |key: Option<PublicKey>| key.map_or_else(|| "an observer".into(), |key| format!("the member {key}"));
+            return Err(DatabaseError::OtherKey { expected: name(public_key), found: name(self.public_key) });
+        }
+        Ok(())
+    }
+}
+
 /// The last commit, written by every commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {

@@ -32,6 +32,8 @@ pub struct Book {
     pub agreement: Vec<AgreementRecord>,
     pub fenced: BTreeSet<OutPoint>,
     pub fence: Option<FenceState>,
+    /// Votes that a repaired database has kept.
+    kept_votes: BTreeMap<Txid, BTreeSet<VoteKind>>,
     pub sequence: u64,
     pub commit: u64,
     allocations: u64,
@@ -68,6 +70,7 @@ impl Book {
             allocations: utxos.values().map(|utxo| utxo.output.amount.units()).sum(),
             fenced: if fenced { utxos.keys().copied().collect() } else { BTreeSet::new() },
             fence: fenced.then_some(FenceState::Asking),
+            kept_votes: BTreeMap::new(),
             sequence: utxos.len() as u64,
             utxos,
             in_flight: BTreeMap::new(),
@@ -95,6 +98,27 @@ impl Book {
     /// Whether this member votes without a fence.
     pub const fn is_sound(&self) -> bool {
         matches!(self.fence, None | Some(FenceState::Down))
+    }
+
+    /// The database was put behind the fence where it is: nothing else about it has changed.
+    pub fn put_behind_fence(&mut self, reader: &Reader) {
+        let head = reader.durable_head();
+        (self.commit, self.sequence, self.fence) = (head.commit, head.sequence, Some(FenceState::Asking));
+        // What was said of the next block is forgotten: the fence says from which one on it takes part.
+        self.agreement.clear();
+        self.kept_votes.clone_from(&self.votes);
+        let live = self.utxos.iter().filter(|(_, utxo)| !matches!(utxo.state, UTXOState::Confirmed { .. }));
+        let mut fenced: BTreeSet<OutPoint> = live.map(|(outpoint, _)| *outpoint).collect();
+        let settled = self.unconfirmed.iter().map(|txid| &self.finalized[txid].transaction);
+        for transaction in settled.chain(self.in_flight.values().map(|row| &row.transaction)) {
+            fenced.extend(transaction.spends());
+            fenced.extend(transaction.creates().map(|(outpoint, _)| outpoint));
+        }
+        for outpoint in &fenced {
+            ensure!(reader.is_fenced(outpoint).ok() == Some(true), "{outpoint} is not behind the fence of a repair");
+        }
+        // What was fenced before stays so.
+        self.fenced.append(&mut fenced);
     }
 
     /// Enters one atomic commit.
@@ -223,7 +247,11 @@ impl Book {
                 ensure!(self.certificates.contains_key(&(*txid, false)), "a commit to {txid} has no C beside it");
             }
         }
-        ensure!(self.fence != Some(FenceState::Asking) || self.votes.is_empty(), "a vote before the fence stands");
+        let is_old = |(txid, kinds): (_, &BTreeSet<VoteKind>)| {
+            self.kept_votes.get(txid).is_some_and(|kept| kinds.is_subset(kept))
+        };
+        let asking = self.fence == Some(FenceState::Asking);
+        ensure!(!asking || self.votes.iter().all(is_old), "a vote before the fence stands");
     }
 
     fn check_output(&self, outpoint: &OutPoint, state: UTXOState) {

@@ -48,6 +48,8 @@ counters! {
     pruned_commits,
     lost_disks,
     rolled_back_disks,
+    /// Such disks that were repaired where they were.
+    repaired_disks,
     fences_standing,
     fences_down,
     lies,

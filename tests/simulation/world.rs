@@ -11,7 +11,7 @@ use time_masternode::consensus::{
     Action, Certificate, CheckedBlock, CheckedCertificate, ConsensusMessage, Event, FenceState, MemberBatch,
     MemberIndex, Now, Progress, SignedTransaction, Source, Step, Ticket, Verified, Vote, Voting, sign_batch,
 };
-use time_masternode::db::{CommitBatch, DiskImage, MemoryDisk};
+use time_masternode::db::{CommitBatch, Database, DiskImage, MemoryDisk, Owner, fence_in_memory};
 use time_masternode::types::{
     BlockHash, ConsensusStep, DecidedBlock, OutPoint, Signature, Transaction, Txid, UTXOState,
 };
@@ -257,11 +257,25 @@ impl World {
         self.votes_lost = Some(i);
     }
 
-    /// The operator repairs what was rolled back: a new database behind the fence.
+    /// The operator repairs what was rolled back: the same database behind the fence, or a new
+    /// one.
     pub fn repair(&mut self, i: usize) {
         self.crash(i);
-        self.note(|| format!("member {i} is repaired"));
-        self.replace_disk(i);
+        // Of a commit that was cut off nobody knows before the next start whether it has happened.
+        let unsure = self.members[i].unsure.is_some();
+        if unsure || self.planted.is(Planted::NoFence) || self.rng.chance(500) {
+            self.note(|| format!("member {i} is repaired with a new disk"));
+            return self.replace_disk(i);
+        }
+        self.note(|| format!("member {i} is repaired where it is"));
+        self.coverage.repaired_disks += 1;
+        let member = &mut self.members[i];
+        fence_in_memory(&member.disk).expect("a disk in memory is repaired");
+        let owner = Owner { genesis: &self.setting.genesis, public_key: Some(member.public_key), first_start: false };
+        let opened = Database::open_in_memory(&member.disk, owner).expect("what was repaired opens");
+        member.book.put_behind_fence(&opened.database.reader());
+        member.is_rolled_back = false;
+        self.votes_lost = Some(i);
     }
 
     pub fn connect_all(&mut self) {

@@ -40,7 +40,7 @@ Examples:
   time-db --data-dir node/data changes --from 1000 --limit 50
 
 It works on the database of a stopped node, or on a copy of one: a running node's is
-refused. To look changes nothing.
+refused. To look changes no record; the storage engine may rewrite files of its own.
 
 Exit codes: 0 sound, or done; 1 there are findings (they are printed), or nothing was found;
 2 it cannot be told, or could not be done (the message says why, and what to do next).";

@@ -64,14 +64,17 @@ impl Listing {
     }
 }
 
-/// Prints the one result of a command.
+/// Prints the one result of a command. What it is stays so if nobody reads it.
 pub fn result<T: Serialize>(format: Format, result: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+    let line = match format {
+        Format::Table => text(result),
+        Format::Json | Format::Ndjson => serde_json::to_string(result)?,
+    };
     let mut out = io::stdout().lock();
-    match format {
-        Format::Table => writeln!(out, "{}", text(result))?,
-        Format::Json | Format::Ndjson => writeln!(out, "{}", serde_json::to_string(result)?)?,
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
-    out.flush()
 }
 
 /// Writes a remark. Nobody may be reading standard error, and that is no failure.

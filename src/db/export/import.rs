@@ -11,7 +11,7 @@ use std::io::BufRead;
 use std::path::Path;
 
 use super::super::DatabaseError;
-use super::super::backup::{PutInPlace, fence_and_put};
+use super::super::backup::{PutInPlace, fence_and_put, network_in};
 use super::super::codec::{RowChange, decode, encode};
 use super::super::commit::log_rows;
 use super::super::finals::get_final;
@@ -141,6 +141,9 @@ pub fn import(
     let Some(network) = network_of(&header, genesis) else {
         return Err(lines.refuse(ImportFault::NotARecord("a log_id is 16 bytes in hex".into())));
     };
+    if let Some(replaced) = network_in(data_dir, cache_bytes, watcher)? {
+        network.is_of(replaced.genesis_hash, replaced.public_key)?;
+    }
     let building = Building::begin(data_dir)?;
     let storage = watched(watcher, || Storage::open(building.path(), cache_bytes))?;
     let mut import = Import {

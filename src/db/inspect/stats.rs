@@ -170,7 +170,7 @@ impl Trees {
                 let (key, value) = row?;
                 size.rows += 1;
                 size.bytes += (key.len() + value.len()) as u64;
-                if id == TreeId::Utxos {
+                if id == TreeId::Utxos && !older {
                     unreadable += u64::from(!count_output(&mut outputs, reader.as_ref(), &key, &value));
                 }
                 if size.rows.is_multiple_of(TELL_EVERY) {

@@ -236,9 +236,8 @@ fn check_meta(storage: Storage, options: VerifyOptions<'_>) -> Result<(Check, Op
         if let Some(reason) = storage.trees.get(TreeId::Meta).get(meta::SUSPENSION)? {
             check.find(Damage::Votes, "meta/suspension", String::from_utf8_lossy(&reason));
         }
-        if options.genesis.is_some_and(|genesis| genesis.hash() != network.genesis_hash) {
-            check.find(Damage::Unreadable, "meta/network", "it belongs to another network than the given genesis");
-            return Ok(None);
+        if let Some(expected) = options.genesis.map(Genesis::hash).filter(|hash| *hash != network.genesis_hash) {
+            return Err(DatabaseError::OtherNetwork { expected, found: network.genesis_hash });
         }
         let Some(stored) = storage.meta::<StoredTip>(meta::CHAIN)? else {
             check.find(Damage::Ledger, "meta/chain", "there is no tip");
