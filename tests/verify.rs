@@ -8,7 +8,9 @@ mod support;
 use std::path::Path;
 
 use support::{TestNet, within};
-use time_masternode::db::{Remedy, VerifyOptions, plan, repair, verify_data_dir};
+use time_masternode::db::{
+    CommitBatch, Database, Owner, Remedy, SubscriptionKey, VerifyOptions, plan, repair, verify_data_dir,
+};
 use time_masternode::net::TransactionStatusKind;
 use time_masternode::types::SecretKey;
 
@@ -249,6 +251,28 @@ async fn a_network_that_cannot_fence_a_member_is_told_so() {
         let (code, text) = time_db(&data_dir, &genesis, &["repair"]);
         assert_eq!((code, text.contains("never votes again")), (Some(1), warned), "{members} members: {text}");
     }
+}
+
+/// An observer has no votes to lose: what does not fit its guard is mended where it is.
+#[test]
+fn an_observer_without_its_guard_is_repaired_once() {
+    let net = TestNet::new(1);
+    let data_dir = net.directory().join("observer");
+    let owner = Owner { genesis: &net.genesis, public_key: None, first_start: false };
+    let mut database = Database::open(&data_dir, owner, 1 << 24).unwrap().database;
+    let key = SubscriptionKey::of("a wallet");
+    for _ in 0..2 {
+        let batch = CommitBatch { subscriptions: [(key, None)].into(), ..CommitBatch::default() };
+        database.commit(batch, ()).unwrap().into_inner();
+    }
+    drop(database);
+    std::fs::remove_file(data_dir.join("guard")).unwrap();
+    let options = VerifyOptions { genesis: Some(&net.genesis), full: false, progress: &|_, _| {} };
+    let planned = plan(&data_dir, 1 << 24, options).unwrap();
+    assert!(planned.has(Remedy::Rebuild) && !planned.has(Remedy::Fence), "{planned:#?}");
+    let repaired = repair(&data_dir, 1 << 24, &planned, options).unwrap();
+    assert!(repaired.report.unwrap().is_sound());
+    assert_eq!(plan(&data_dir, 1 << 24, options).unwrap().steps, []);
 }
 
 /// The wrong genesis is no damage.

@@ -45,8 +45,6 @@ pub enum Remedy {
     Rebuild,
     /// Put the database behind the fence.
     Fence,
-    /// Give the change log a new name.
-    NewLog,
     /// Set the database aside and fetch the ledger from the others, behind the fence.
     Resync,
 }
@@ -62,7 +60,6 @@ impl Remedy {
                 "keep the ledger and put it behind the fence: the node asks the other members what it must not \
                  vote on, and votes on what comes into being after that"
             }
-            Self::NewLog => "give the change log a new name, so that wallets take a snapshot",
             Self::Resync => {
                 "set the database aside (it is kept) and let the node fetch the ledger from the other members, \
                  behind the fence"
@@ -78,7 +75,6 @@ impl Remedy {
                 "whatever this member may have voted on and lost is named by a quorum of the others, and it never \
                  votes on that again"
             }
-            Self::NewLog => "numbers of the old log cannot be mistaken for those of the new one",
             Self::Resync => {
                 "every block comes with the proof that a quorum decided it, and the fence covers the votes that \
                  were lost"
@@ -341,6 +337,10 @@ fn rebuild(database: &mut Database) -> Result<(), DatabaseError> {
         write_full(database, &mut rows, ROWS_AT_ONCE)?;
     }
     sweep_subscriptions(&reader, &mut rows)?;
+    if reader.network().public_key.is_none() {
+        // An observer has no fence; and a commit brings its guard in step.
+        rows.push(RowChange { tree: TreeId::Meta, key: meta::FENCE.to_vec(), value: None });
+    }
     write_full(database, &mut rows, 1)
 }
 

@@ -1,12 +1,13 @@
 //! Whether the database is what it should be, and what to do if it is not: `verify` and
 //! `repair`.
 
+use serde::Serialize;
 use time_masternode::db::{self, Check, Plan, Repaired, Report, VerifyOptions};
 use time_masternode::types::Genesis;
 
 use super::cli;
 use super::context::Context;
-use super::report::{remark, result};
+use super::report::{Format, remark, result};
 use super::supervise::Outcome;
 
 /// What a check or a repair is made with.
@@ -104,6 +105,14 @@ fn repaired_lines(repaired: &Repaired) -> String {
     lines.join("\n")
 }
 
+/// What was planned, and how that went.
+#[derive(Serialize)]
+struct Done<'a> {
+    plan: &'a Plan,
+    #[serde(flatten)]
+    repaired: &'a Repaired,
+}
+
 /// Says what would be done, or (`--apply`) does it.
 pub fn repair(context: &Context<'_>, arguments: &cli::Repair) -> anyhow::Result<Outcome> {
     let genesis = context.genesis_if_given()?;
@@ -120,11 +129,14 @@ pub fn repair(context: &Context<'_>, arguments: &cli::Repair) -> anyhow::Result<
         remark("nothing was changed; --apply does it, and keeps a copy of what is there");
         return Ok(Outcome::Findings);
     }
-    remark(&plan_lines(&plan));
+    if context.format == Format::Table {
+        remark(&plan_lines(&plan));
+    }
     let repaired = with_options(context, genesis.as_ref(), false, |options| {
         db::repair(&context.data_dir, context.cache_bytes, &plan, options)
     })?;
     context.progress.finish();
-    result(context.format, &repaired, repaired_lines)?;
+    let done = Done { plan: &plan, repaired: &repaired };
+    result(context.format, &done, |done| repaired_lines(done.repaired))?;
     Ok(repaired.report.as_ref().map_or(Outcome::Sound, verdict))
 }
