@@ -99,7 +99,7 @@ pub use recover::{Opened, Owner, RecoveredState};
 pub use repair::{Plan, PlanStep, Remedy, Repaired, fence_in_memory, fence_warning, plan, repair};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};
-pub use verify::{Check, Damage, Finding, Report, VerifyOptions, verify_data_dir, verify_in_memory};
+pub use verify::{Check, Damage, Finding, Report, VerifyOptions, check_names, verify_data_dir, verify_in_memory};
 pub use view::LedgerView;
 pub use watcher::Watcher;
 

@@ -38,7 +38,7 @@ fn readable<'a>(context: &'a Context<'_>, name: &'a str, rows: Rows, bad: &'a mu
     rows.filter_map(move |row| {
         looked += 1;
         if looked.is_multiple_of(TELL_EVERY) {
-            context.progress.tell(name, looked, None);
+            context.progress.step(&TREE_NAMES, name, looked);
         }
         row.inspect_err(|error| {
             remark(&format!("{name}: {error}"));

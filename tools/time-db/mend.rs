@@ -17,9 +17,10 @@ fn with_options<T>(
     full: bool,
     run: impl FnOnce(VerifyOptions<'_>) -> Result<T, db::DatabaseError>,
 ) -> anyhow::Result<T> {
+    let checks: Vec<&str> = db::check_names().collect();
     let progress = |what: &'static str, done: u64| {
         context.watchdog.opened();
-        context.progress.tell(what, done, None);
+        context.progress.step(&checks, what, done);
     };
     context.watchdog.opening();
     let outcome = run(VerifyOptions { genesis, full, progress: &progress });

@@ -1,6 +1,6 @@
 //! `stats`: the whole database in numbers.
 
-use time_masternode::db::Stats;
+use time_masternode::db::{Stats, TREE_NAMES};
 
 use super::context::Context;
 use super::report::{bytes, remark, result, time};
@@ -9,7 +9,7 @@ use super::supervise::Outcome;
 /// Counts and sums.
 pub fn stats(context: &Context<'_>) -> anyhow::Result<Outcome> {
     let trees = context.inspect()?;
-    let stats = trees.stats(&|tree, rows| context.progress.tell(tree, rows, None))?;
+    let stats = trees.stats(&|tree, rows| context.progress.step(&TREE_NAMES, tree, rows))?;
     context.progress.finish();
     result(context.format, &stats, text)?;
     let findings = stats.findings();

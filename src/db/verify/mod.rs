@@ -194,6 +194,11 @@ const CHECKS: [(&str, &str, Run); 16] = [
     ("subscriptions", "each subscription stands under its name", log::subscriptions),
 ];
 
+/// The names of the checks that take long, in the order in which they are made.
+pub fn check_names() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|(name, ..)| *name)
+}
+
 /// Checks every invariant of an open database. A damaged one may make the storage engine
 /// panic while it is read: then that check is unreadable, and the others are made all the
 /// same. Where the machine fails to read it at all, nothing can be told.
