@@ -215,6 +215,8 @@ async fn a_bad_sector_is_no_reason_to_forget() {
     let sound = image_of(&data_dir);
     let size = sound[Path::new("db/db")].as_ref().unwrap().len() as u64;
     let genesis = alone.net.directory().join(&alone.net.devnet.genesis_file);
+    let backup = alone.net.directory().join("backup");
+    put_image(&backup, &sound);
     for _ in 0..number("TIME_IO_CALLS").unwrap_or(8).min(200) {
         put_image(&data_dir, &sound);
         let at = dice.below(size);
@@ -234,7 +236,13 @@ async fn a_bad_sector_is_no_reason_to_forget() {
         }
         drop(process);
         assert_eq!(image_of(&data_dir), sound, "byte {at}: nothing was changed");
+        // A backup is what helps then.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_time-db"));
+        command.arg("--data-dir").arg(&data_dir).args(["restore", "--from"]).arg(&backup);
+        let output = watch.apply(&mut command).output().unwrap();
+        assert!(output.status.success(), "restore: {}", String::from_utf8_lossy(&output.stderr));
     }
+    put_image(&data_dir, &sound);
     alone.goes_on(&data_dir, &said).await.unwrap();
 }
 

@@ -95,7 +95,7 @@ pub fn restore(
 }
 
 /// Whose database stands in a data directory, if there is one that can be read: nobody else's
-/// is put in its place.
+/// is put in its place. One that cannot be read is what a restore is for.
 pub(super) fn network_in(
     data_dir: &Path,
     cache_bytes: u64,
@@ -103,9 +103,8 @@ pub(super) fn network_in(
 ) -> Result<Option<StoredNetwork>, DatabaseError> {
     let look = || Storage::look(data_dir, cache_bytes).and_then(|files| files.meta::<StoredNetwork>(meta::NETWORK));
     match watched(watcher, look) {
-        Err(DatabaseError::Missing(_)) => Ok(None),
-        Err(error) if error.is_damage() => Ok(None),
-        found => found,
+        Err(error @ DatabaseError::InUse(_)) => Err(error),
+        found => Ok(found.unwrap_or_default()),
     }
 }
 

@@ -401,6 +401,36 @@ mod tests {
         assert_eq!((sled.count().unwrap(), memory.count().unwrap()), (6, 6));
     }
 
+    /// sled gives an error for a page that it cannot read, and the same one for ever.
+    #[test]
+    fn a_walk_ends_with_the_first_row_that_cannot_be_read() {
+        const ROWS: u64 = 40_000;
+        let dir = tempfile::tempdir().unwrap();
+        let open = || sled::Config::new().path(dir.path()).cache_capacity(1 << 20).flush_every_ms(None).open().unwrap();
+        let db = open();
+        let mut batch = sled::Batch::default();
+        (0..ROWS).for_each(|n| batch.insert(&n.to_be_bytes(), vec![5; 200]));
+        db.apply_batch(batch).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        // It writes down where its pages are when it is opened.
+        drop(open());
+        let file = dir.path().join("db");
+        let mut bytes = std::fs::read(&file).unwrap();
+        // In the middle of each segment: not all of these places are in use.
+        for segment in bytes.chunks_exact_mut(512 * 1024) {
+            segment[256 * 1024..][..64].iter_mut().for_each(|byte| *byte = !*byte);
+        }
+        std::fs::write(&file, bytes).unwrap();
+        let db = open();
+        let tree = Tree::Sled(Held::new((*db).clone()));
+        for rows in [Box::new(tree.iter()) as Box<dyn Iterator<Item = _>>, Box::new(tree.iter().rev())] {
+            let (good, bad): (Vec<_>, Vec<_>) = rows.take(2 * ROWS as usize).partition(Result::is_ok);
+            assert_eq!(bad.len(), 1, "after {} rows", good.len());
+            assert!((good.len() as u64) < ROWS);
+        }
+    }
+
     #[test]
     fn what_was_not_synced_is_lost_with_the_power() {
         let disk = MemoryDisk::new();

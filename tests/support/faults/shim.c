@@ -13,8 +13,8 @@
  *                       and all that need room after it fail with ENOSPC. kill: the process
  *                       is killed before the call, as by `kill -9`.
  *   FAULT_FOREVER=1     So do all calls after the n-th.
- *   FAULT_BAD=offset    A sector that cannot be read: whatever reads this byte of a file that
- *                       is called db/db fails with EIO.
+ *   FAULT_BAD=offset    A sector that cannot be read: whatever reads this byte of
+ *                       FAULT_DIR/db/db fails with EIO.
  *
  * A record is: u32 length of what follows, u8 kind, i32 descriptor, u64 number, u64 number,
  * u32 length of the text, text, bytes; all little-endian. The kinds are in trace.rs.
@@ -354,7 +354,8 @@ static int is_bad(int fd, off64_t offset, size_t n) {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = syscall(SYS_readlink, link, path, sizeof path);
-    return length >= 6 && memcmp(path + length - 6, "/db/db", 6) == 0;
+    return length == (ssize_t)watched_len + 6 && memcmp(path, watched_dir, watched_len) == 0 &&
+           memcmp(path + watched_len, "/db/db", 6) == 0;
 }
 
 ssize_t read(int fd, void *bytes, size_t n) {
