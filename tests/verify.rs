@@ -8,6 +8,7 @@ mod support;
 use std::path::Path;
 
 use support::{TestNet, within};
+use time_masternode::consensus::FenceState;
 use time_masternode::db::{
     CommitBatch, Database, Owner, Remedy, SubscriptionKey, VerifyOptions, plan, repair, verify_data_dir,
 };
@@ -253,7 +254,8 @@ async fn a_network_that_cannot_fence_a_member_is_told_so() {
     }
 }
 
-/// An observer has no votes to lose: what does not fit its guard is mended where it is.
+/// An observer has no votes to lose: what does not fit its guard, and a fence that it should not
+/// have, are mended where they are.
 #[test]
 fn an_observer_without_its_guard_is_repaired_once() {
     let net = TestNet::new(1);
@@ -267,6 +269,10 @@ fn an_observer_without_its_guard_is_repaired_once() {
     }
     drop(database);
     std::fs::remove_file(data_dir.join("guard")).unwrap();
+    let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
+    db.open_tree("meta").unwrap().insert("fence", bincode::serialize(&FenceState::Asking).unwrap()).unwrap();
+    db.flush().unwrap();
+    drop(db);
     let options = VerifyOptions { genesis: Some(&net.genesis), full: false, progress: &|_, _| {} };
     let planned = plan(&data_dir, 1 << 24, options).unwrap();
     assert!(planned.has(Remedy::Rebuild) && !planned.has(Remedy::Fence), "{planned:#?}");

@@ -338,7 +338,7 @@ fn rebuild(database: &mut Database) -> Result<(), DatabaseError> {
     }
     sweep_subscriptions(&reader, &mut rows)?;
     if reader.network().public_key.is_none() {
-        // An observer has no fence; and a commit brings its guard in step.
+        // An observer has no votes to fence.
         rows.push(RowChange { tree: TreeId::Meta, key: meta::FENCE.to_vec(), value: None });
     }
     write_full(database, &mut rows, 1)
