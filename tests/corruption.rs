@@ -419,7 +419,7 @@ async fn no_row_is_lost_in_silence() {
     let genesis = used.net.genesis.transaction().txid();
     let directory = used.net.directory().join("rows");
     let mut met = BTreeMap::<String, u64>::new();
-    for tree in ["changes", "utxos", "addresses", "transactions", "bodies", "confirmed", "blocks", "locks", "votes"] {
+    for tree in ["changes", "utxos", "addresses", "transactions", "confirmed", "blocks", "locks", "votes"] {
         put_image(&directory, &used.now);
         let db = sled::Config::new().path(directory.join("db")).flush_every_ms(None).open().unwrap();
         let rows = db.open_tree(tree).unwrap();

@@ -90,7 +90,7 @@ fn every_filter(used: &Used) {
     let owned = rows(&dir, &["dump", "--address", &to]);
     assert_eq!(
         trees(&owned),
-        [("utxos", 1), ("addresses", 1), ("transactions", 1), ("bodies", 1), ("locks", 1), ("changes", 1)]
+        [("utxos", 1), ("addresses", 1), ("transactions", 1), ("locks", 1), ("changes", 1)]
             .map(|(t, n)| (t.to_owned(), n))
             .into()
     );
@@ -233,7 +233,8 @@ fn numbers(used: &Used) {
     assert_eq!(stats["outputs"]["Locked"], json!({ "count": 1, "amount": used.held.amount }));
     assert_eq!(stats["outputs"]["Confirmed"], json!({ "count": 1, "amount": null }));
     let utxos = stats["trees"].as_array().unwrap().iter().find(|tree| tree["name"] == "utxos").unwrap();
-    assert_eq!(utxos["rows"], json!(rows(&dir, &["dump", "--tree", "utxos"]).len()));
+    let outputs = rows(&dir, &["dump", "--tree", "utxos"]).len() as u64;
+    assert!((outputs / 4..outputs).contains(&utxos["rows"].as_u64().unwrap()), "several in a row: {utxos}");
     assert!(utxos["bytes"].as_u64().unwrap() > 0 && stats["bytes_on_disk"].as_u64().unwrap() > 0);
     assert_eq!(stats["log_id"].as_str().unwrap().len(), 32);
     let text = stdout(&time_db(&dir, &["stats"]));
@@ -341,7 +342,8 @@ async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
     let all = time_db(&dir, &["dump", "--tree", "utxos"]);
     let rest = time_db(&torn, &["dump", "--tree", "utxos"]);
     assert_eq!(rest.status.code(), Some(1));
-    assert_eq!(stdout(&rest).lines().count() + 1, stdout(&all).lines().count());
+    let lost = stdout(&all).lines().count() - stdout(&rest).lines().count();
+    assert!((1..=4).contains(&lost), "a row has up to four outputs: {lost}");
     assert_eq!(json_of(&torn, &["stats"], 1)["unreadable"], json!(1));
 
     // A tree that an older schema has not got is not made by looking.

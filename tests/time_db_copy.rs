@@ -18,7 +18,7 @@ use support::{Coin, TestNet, Wallet, until, within};
 use time_masternode::db::{Database, Owner};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, UTXOSubscribed};
 use time_masternode::types::{Address, Output, SecretKey, Txid};
-use tool::{copy, failure, json_of, rows, time_db, until_confirmed};
+use tool::{copy, failure, json_of, rows, set_back_to_schema_2, time_db, until_confirmed};
 
 /// Follows an address under a token of its own; with a place in a log, from there on.
 async fn subscribe(wallet: &mut Wallet, address: &Address, from: Option<&UTXOSubscribed>) -> UTXOSubscribed {
@@ -170,10 +170,7 @@ async fn a_bad_restore_changes_nothing() {
     assert_eq!(restore(&torn, &[])["kind"], json!("corrupt"));
     let older = net.directory().join("older");
     copy(&backup, &older);
-    let db = sled::Config::new().path(older.join("db")).open().unwrap();
-    db.open_tree("meta").unwrap().insert("schema", &2_u32.to_le_bytes()).unwrap();
-    db.flush().unwrap();
-    drop(db);
+    set_back_to_schema_2(&older);
     assert_eq!(restore(&older, &[])["kind"], json!("older_schema"));
     net.start(0);
     until("it runs", || net.http(0, "/livez"));
@@ -884,7 +881,6 @@ async fn a_killed_import_leaves_the_old_or_the_new() {
 async fn a_migration_keeps_a_copy_and_says_from_what_to_what() {
     let mut net = TestNet::running(1);
     net.stop(0);
-    // Before the first payment schema 2 had the very rows that schema 3 has.
     let (data_dir, genesis) = (net.data_dir(0), genesis_file(&net));
     let newest = json_of(&data_dir, &["stats"], 0)["schema"].clone();
     let set_schema = |schema: u32| {
@@ -895,7 +891,7 @@ async fn a_migration_keeps_a_copy_and_says_from_what_to_what() {
     let migrate = ["migrate", "--genesis", &genesis];
     let nothing = json_of(&data_dir, &migrate, 0);
     assert_eq!(nothing, json!({ "from": newest, "to": newest, "copy": null }));
-    set_schema(2);
+    set_back_to_schema_2(&data_dir);
     assert_eq!(json_of(&data_dir, &["stats"], 0)["schema"], json!(2), "looking does not migrate");
     assert!(failure(&data_dir, &["migrate"])["error"].as_str().unwrap().contains("genesis"));
     let other = TestNet::new(1);

@@ -91,11 +91,31 @@ fn change_first(db: &sled::Db, tree: &str, change: impl Fn(&mut Vec<u8>)) {
     tree.insert(key, value).unwrap();
 }
 
-/// An unspent output's row: its state is the last four bytes, and zero.
+/// A row of outputs that the genesis made and nobody spent: it belongs to no transaction, and
+/// then come their count, and a tag and 33 bytes for each.
 fn unspent_key(db: &sled::Db) -> sled::IVec {
     let utxos = db.open_tree("utxos").unwrap();
-    let unspent = |value: &[u8]| value.len() == 37 && value[33..] == [0; 4];
-    utxos.iter().map(Result::unwrap).find(|(_, value)| unspent(value)).unwrap().0
+    let unspent = |row: &[u8]| row[0] == 0 && row[9..].chunks(37).all(|output| output[..4] == [1, 0, 0, 0]);
+    utxos.iter().map(Result::unwrap).find(|(_, row)| unspent(row)).unwrap().0
+}
+
+/// The row with its first spent output as if nothing had spent it.
+fn with_a_spent_output_live(row: &[u8]) -> Option<Vec<u8>> {
+    let mut at = if row[0] == 1 { 1 + 28 } else { 1 } + 8;
+    while let Some(tag) = row.get(at) {
+        match tag {
+            2 => return Some([&row[..at], &[1, 0, 0, 0], &row[at + 4..][..33], &row[at + 4 + 33 + 32..]].concat()),
+            1 => at += 4 + 33,
+            _ => at += 4,
+        }
+    }
+    None
+}
+
+/// The first row of a settled transaction.
+fn settled_key(db: &sled::Db) -> sled::IVec {
+    let utxos = db.open_tree("utxos").unwrap();
+    utxos.iter().map(Result::unwrap).find(|(_, row)| row[0] == 1).unwrap().0
 }
 
 /// The row of an output that something in flight spends: its record names the output.
@@ -104,7 +124,7 @@ fn locked_key(db: &sled::Db) -> sled::IVec {
     let key = |named: &[u8]| {
         let (txid, vout) = named.split_at(32);
         let vout = u32::from_le_bytes(vout.try_into().unwrap());
-        [txid, &vout.to_be_bytes()].concat()
+        [txid, &(vout - vout % 4).to_be_bytes()].concat()
     };
     let records = db.open_tree("locks").unwrap();
     let records: Vec<_> = records.iter().map(|record| record.unwrap().1).collect();
@@ -113,7 +133,7 @@ fn locked_key(db: &sled::Db) -> sled::IVec {
 }
 
 /// Each kind of damage, the invariant that has to name it, and what a repair makes of it.
-const DAMAGES: [(&str, &str, Remedy, Damaged); 21] = [
+const DAMAGES: [(&str, &str, Remedy, Damaged); 23] = [
     ("a coin is gone", "supply", Remedy::Resync, |db| {
         let key = unspent_key(db);
         db.open_tree("utxos").unwrap().remove(key).unwrap();
@@ -122,8 +142,14 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 21] = [
         let key = unspent_key(db);
         let utxos = db.open_tree("utxos").unwrap();
         let mut value = utxos.get(&key).unwrap().unwrap().to_vec();
-        value[0] ^= 1;
+        value[1 + 8 + 4] ^= 1;
         utxos.insert(key, value).unwrap();
+    }),
+    ("a spent coin is live again", "transactions", Remedy::Resync, |db| {
+        let utxos = db.open_tree("utxos").unwrap();
+        let spent = |(key, row): (sled::IVec, sled::IVec)| Some((key, with_a_spent_output_live(&row)?));
+        let (key, row) = utxos.iter().map(Result::unwrap).find_map(spent).unwrap();
+        utxos.insert(key, row).unwrap();
     }),
     ("a coin cannot be read", "utxos", Remedy::Resync, |db| {
         let key = unspent_key(db);
@@ -137,17 +163,21 @@ const DAMAGES: [(&str, &str, Remedy, Damaged); 21] = [
     ("an index row too many", "addresses", Remedy::Rebuild, |db| {
         db.open_tree("addresses").unwrap().insert([7; 57], b"").unwrap();
     }),
-    ("a body is gone", "confirmed", Remedy::Resync, |db| remove_first(db, "transactions")),
+    ("a body is gone", "transactions", Remedy::Resync, |db| remove_first(db, "transactions")),
+    ("a settled transaction is gone", "confirmed", Remedy::Resync, |db| {
+        let key = settled_key(db);
+        db.open_tree("utxos").unwrap().remove(key).unwrap();
+    }),
     ("a body is another one", "transactions", Remedy::Resync, |db| {
-        change_first(db, "transactions", |row| *row.last_mut().unwrap() ^= 1);
-        let transactions = db.open_tree("transactions").unwrap();
-        let (key, value) = transactions.first().unwrap().unwrap();
+        let utxos = db.open_tree("utxos").unwrap();
+        let key = settled_key(db);
+        let value = utxos.get(&key).unwrap().unwrap();
         let mut other = key.to_vec();
         other[0] ^= 0x55;
-        transactions.insert(other, value).unwrap();
+        utxos.insert(other, value).unwrap();
     }),
     ("a body has no transaction", "transactions", Remedy::Resync, |db| {
-        let bodies = db.open_tree("bodies").unwrap();
+        let bodies = db.open_tree("transactions").unwrap();
         let (_, value) = bodies.first().unwrap().unwrap();
         bodies.insert([&(1_u64 << 40).to_be_bytes()[..], &[0, 0]].concat(), value).unwrap();
     }),

@@ -1,5 +1,6 @@
 //! The atomic, durable commit, and the only maker of [`Durable`].
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
@@ -7,12 +8,14 @@ use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
 use super::confirmed::{Confirming, StoredConfirmed};
 use super::finals::put_finals;
 use super::guard::Stamp;
+use super::outputs::{OutputRow, StoredOutput, row_of};
 use super::prune::PruneBatch;
 use super::schema::{
-    StoredNetwork, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta, outpoint_key,
+    StoredNetwork, StoredSettled, StoredTip, Subscription, SubscriptionKey, TreeId, address_key, agreement_key, meta,
+    outpoint_key,
 };
 use super::store::{Database, DurableHead};
-use crate::consensus::{Changes, LogEntry, Suspension, Utxo};
+use crate::consensus::{Changes, LogEntry, Suspension};
 use crate::limits::MAX_ROW_BYTES;
 use crate::types::{OutPoint, Txid, UTXOState, UnixSeconds};
 
@@ -162,6 +165,15 @@ pub(super) fn finalized_by(entry: &LogEntry) -> Option<Txid> {
     }
 }
 
+/// What a commit changes of outputs.
+#[derive(Debug, Default)]
+struct OutputChanges {
+    /// The rows of `utxos` as they will be, by the first output of each.
+    rows: BTreeMap<OutPoint, OutputRow>,
+    /// The index by address has a row for each live output.
+    index: Vec<RowChange>,
+}
+
 impl Database {
     /// Writes a batch atomically and makes it durable; then, and only then, `outgoing`
     /// may leave. An error leaves the database unusable: stop the node and recover.
@@ -170,7 +182,8 @@ impl Database {
             return Ok(Durable::new(outgoing));
         }
         let next_commit = self.head.commit + 1;
-        let mut rows = self.rows_of(&batch, next_commit)?;
+        let outputs = self.output_changes(&batch.changes)?;
+        let mut rows = self.rows_of(&batch, &outputs, next_commit)?;
         let kept = self.kept.after(&self.shared.trees, &rows)?;
         let value = Some(encode(TreeId::Meta, &kept)?);
         rows.push(RowChange { tree: TreeId::Meta, key: meta::KEPT.to_vec(), value });
@@ -184,7 +197,7 @@ impl Database {
         self.shared.about_to_apply(next_commit, &batch.changes);
         self.engine.apply(&rows)?;
         self.shared.applied(next_commit, &batch.changes);
-        self.recent.follow(&batch.changes, &rows, self.next_body);
+        self.recent.follow(&batch.changes, outputs.rows, &rows, self.next_body);
         let unproved = batch.prune.as_ref().map_or(&[][..], PruneBatch::unproved);
         self.shared.finals.follow(&batch.changes.finalized, unproved);
         self.engine.sync()?;
@@ -196,12 +209,18 @@ impl Database {
         Ok(Durable::new(outgoing))
     }
 
-    fn rows_of(&mut self, batch: &CommitBatch, commit: u64) -> Result<Vec<RowChange>, DatabaseError> {
+    fn rows_of(
+        &mut self,
+        batch: &CommitBatch,
+        outputs: &OutputChanges,
+        commit: u64,
+    ) -> Result<Vec<RowChange>, DatabaseError> {
         let changes = &batch.changes;
         let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
-        output_rows(&mut rows, changes)?;
+        outputs.rows.iter().try_for_each(|(first, row)| row.put(&mut rows, first))?;
+        rows.extend_from_slice(&outputs.index);
         self.flight_rows.write(&mut rows, changes, commit)?;
-        put_finals(&mut rows, self.next_body, changes.finalized.iter())?;
+        put_finals(&mut rows, self.next_body, changes.finalized.values())?;
         self.chain_rows(&mut rows, changes)?;
         log_rows(&mut rows, changes, self.head.sequence + 1)?;
         for (key, subscription) in &batch.subscriptions {
@@ -229,6 +248,40 @@ impl Database {
         }
         rows.extend_from_slice(&batch.maintenance.0);
         Ok(rows)
+    }
+
+    /// Outputs that come into being or are spent, and transactions that are settled. What can
+    /// be derived is not written: that an output is locked (see `flight`), and that its spender
+    /// is in the chain (see `confirmed`).
+    fn output_changes(&self, changes: &Changes) -> Result<OutputChanges, DatabaseError> {
+        let (reader, before, mut out) = (self.reader(), states_before(changes), OutputChanges::default());
+        for (outpoint, utxo) in &changes.utxos {
+            let (before, is_live) = (before.get(outpoint).copied().flatten(), utxo.state.is_live());
+            let was_live = before.is_some_and(|state| state.is_live());
+            if was_live != is_live {
+                let key = address_key(&utxo.output.address, outpoint).to_vec();
+                out.index.push(RowChange { tree: TreeId::Addresses, key, value: is_live.then(Vec::new) });
+            }
+            if before.is_some() && was_live == is_live {
+                continue;
+            }
+            let first = row_of(outpoint);
+            let row = match out.rows.entry(first) {
+                Entry::Occupied(row) => row.into_mut(),
+                // Those of one transaction come into being together.
+                Entry::Vacant(place) if before.is_none() => place.insert(OutputRow::default()),
+                Entry::Vacant(place) => {
+                    let missing = || DatabaseError::corrupt("utxos", format!("the row of {outpoint} is missing"));
+                    place.insert(self.recent.row(&reader, &first)?.ok_or_else(missing)?)
+                }
+            };
+            row.set(outpoint, StoredOutput::of(utxo));
+        }
+        for ((txid, finalized), number) in changes.finalized.iter().zip(self.next_body..) {
+            let row = out.rows.entry(OutPoint { txid: *txid, vout: 0 }).or_default();
+            row.settled = Some(StoredSettled { settled: finalized.settled, number });
+        }
+        Ok(out)
     }
 
     /// Blocks, what they did to transactions, the tip, and the agreement's log.
@@ -292,36 +345,15 @@ fn fence_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), Databa
     Ok(())
 }
 
-/// The rows of outputs, and of their index, which has one for each live output. What can be
-/// derived is not written: that an output is locked (see `flight`), and that its spender is
-/// in the chain (see `confirmed`).
-fn output_rows(rows: &mut Vec<RowChange>, changes: &Changes) -> Result<(), DatabaseError> {
-    let mut before: BTreeMap<OutPoint, Option<UTXOState>> = BTreeMap::new();
+/// Where each output stood before the commit, by its log; none where it came into being.
+fn states_before(changes: &Changes) -> BTreeMap<OutPoint, Option<UTXOState>> {
+    let mut before = BTreeMap::new();
     for entry in &changes.log {
         if let LogEntry::Transition(step) = entry {
             before.entry(step.outpoint).or_insert(step.old_state);
         }
     }
-    for (outpoint, utxo) in &changes.utxos {
-        let before = before.get(outpoint).copied().flatten();
-        let was_live = before.is_some_and(|state| state.is_live());
-        let stored = match (before, utxo.state) {
-            (Some(_), UTXOState::Unspent | UTXOState::Locked { .. }) => None,
-            (Some(UTXOState::SpentFinalized { .. }), UTXOState::Confirmed { .. }) => None,
-            (None, UTXOState::Locked { .. }) => Some(UTXOState::Unspent),
-            (_, state) => Some(state),
-        };
-        if let Some(state) = stored {
-            let value = Some(encode(TreeId::Utxos, &Utxo { state, ..*utxo })?);
-            rows.push(RowChange { tree: TreeId::Utxos, key: outpoint_key(outpoint).to_vec(), value });
-        }
-        if was_live != utxo.state.is_live() {
-            let key = address_key(&utxo.output.address, outpoint).to_vec();
-            let value = utxo.state.is_live().then(Vec::new);
-            rows.push(RowChange { tree: TreeId::Addresses, key, value });
-        }
-    }
-    Ok(())
+    before
 }
 
 /// The batch's log entries, as many in a row as fit; the key is the first one's number.

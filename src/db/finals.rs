@@ -1,5 +1,5 @@
-//! Settled transactions: a small row under the txid, the body and the finality proof under a
-//! number that rises.
+//! Settled transactions: the body and the finality proof under a number that rises, which
+//! stands with the outputs (see [`super::outputs`]).
 //!
 //! A txid is as good as random, so what stands under it goes into a different leaf of its
 //! tree each time, and the larger the rows, the more of the tree has to come through the
@@ -14,50 +14,44 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DatabaseError;
-use super::codec::{RowChange, decode, encode, get_record, put_record, split_row_key};
+use super::codec::{RowChange, get_record, put_record, split_row_key};
 use super::engine::Tree;
+use super::outputs::get_row;
 use super::pack::StoredCertificates;
 use super::recent::Bounded;
 use super::recover::MAX_NUMBER;
 use super::schema::{StoredFinal, StoredSettled, StoredTransaction, TreeId};
 use super::store::Trees;
-use crate::consensus::{Certificate, Finalized, Settled};
+use crate::consensus::{Certificate, Finalized};
 use crate::limits::{MAX_RECENT_PLACES, MAX_RECENT_PROOF_VOTES};
-use crate::types::{Transaction, Txid};
+use crate::types::{OutPoint, Transaction, Txid};
 
 /// Proofs of one record: reading one makes all of its paths again.
 const PROOFS_IN_RECORD: usize = 64;
 
-/// Writes what one commit settles, with the proofs; the first of them under `number`.
+/// Writes what one commit settles, with the proofs; the first of them under `number`. That they
+/// are settled, and under which number, is written with their outputs.
 pub(super) fn put_finals<'a>(
     rows: &mut Vec<RowChange>,
     mut number: u64,
-    finals: impl Iterator<Item = (&'a Txid, &'a Finalized)>,
+    finals: impl Iterator<Item = &'a Finalized>,
 ) -> Result<(), DatabaseError> {
     let finals: Vec<_> = finals.collect();
     for together in finals.chunks(PROOFS_IN_RECORD) {
         let first = number;
-        for (txid, finalized) in together {
-            put_final(rows, number, txid, finalized.settled, &finalized.transaction)?;
+        for finalized in together {
+            put_body(rows, number, &finalized.transaction)?;
             number += 1;
         }
-        let proofs: Vec<&Certificate> = together.iter().filter_map(|(_, f)| f.certificate.as_deref()).collect();
+        let proofs: Vec<&Certificate> = together.iter().filter_map(|f| f.certificate.as_deref()).collect();
         put_proofs(rows, first, &proofs)?;
     }
     Ok(())
 }
 
-/// Writes a settled transaction under a number that none has had.
-pub(super) fn put_final(
-    rows: &mut Vec<RowChange>,
-    number: u64,
-    txid: &Txid,
-    settled: Settled,
-    transaction: &Transaction,
-) -> Result<(), DatabaseError> {
-    let value = Some(encode(TreeId::Transactions, &StoredSettled { settled, number })?);
-    rows.push(RowChange { tree: TreeId::Transactions, key: txid.as_bytes().to_vec(), value });
-    put_record(rows, TreeId::Bodies, &number.to_be_bytes(), &StoredTransaction::new(transaction))
+/// Writes a settled transaction's body under a number that none has had.
+pub(super) fn put_body(rows: &mut Vec<RowChange>, number: u64, body: &Transaction) -> Result<(), DatabaseError> {
+    put_record(rows, TreeId::Transactions, &number.to_be_bytes(), &StoredTransaction::new(body))
 }
 
 /// Writes the proofs of transactions from `first` on, if there are any.
@@ -72,23 +66,22 @@ pub(super) fn put_proofs<C: Borrow<Certificate>>(
     put_record(rows, TreeId::Proofs, &first.to_be_bytes(), &StoredCertificates::of(proofs))
 }
 
-/// The row under a txid, without its body.
+/// What is remembered of a settled transaction beside its body.
 pub(super) fn get_settled(trees: &Trees, txid: &Txid) -> Result<Option<StoredSettled>, DatabaseError> {
-    let row = trees.get(TreeId::Transactions).get(txid.as_bytes())?;
-    row.map(|row| decode(TreeId::Transactions, &row)).transpose()
+    Ok(get_row(trees, &OutPoint { txid: *txid, vout: 0 })?.and_then(|row| row.settled))
 }
 
 /// Whether a transaction is settled; cheaper than reading it.
 pub(super) fn is_final(trees: &Trees, txid: &Txid) -> Result<bool, DatabaseError> {
-    Ok(trees.get(TreeId::Transactions).get(txid.as_bytes())?.is_some())
+    Ok(get_settled(trees, txid)?.is_some())
 }
 
 /// A settled transaction with its body.
 pub(super) fn get_final(trees: &Trees, txid: &Txid) -> Result<Option<StoredFinal>, DatabaseError> {
-    get_settled(trees, txid)?.map(|settled| with_body(trees.get(TreeId::Bodies), settled)).transpose()
+    get_settled(trees, txid)?.map(|settled| with_body(trees.get(TreeId::Transactions), settled)).transpose()
 }
 
-/// A settled transaction's row with its body.
+/// What is remembered of a settled transaction, with its body.
 pub(super) fn with_body(bodies: &Tree, settled: StoredSettled) -> Result<StoredFinal, DatabaseError> {
     let StoredSettled { settled, number } = settled;
     Ok(StoredFinal { settled, number, transaction: stored_body_at(bodies, number)? })
@@ -100,8 +93,8 @@ pub(super) fn body_at(bodies: &Tree, number: u64) -> Result<Transaction, Databas
 }
 
 fn stored_body_at(bodies: &Tree, number: u64) -> Result<StoredTransaction, DatabaseError> {
-    let body = get_record(bodies, TreeId::Bodies, &number.to_be_bytes())?;
-    body.ok_or_else(|| DatabaseError::corrupt("bodies", format!("number {number} is missing")))
+    let body = get_record(bodies, TreeId::Transactions, &number.to_be_bytes())?;
+    body.ok_or_else(|| DatabaseError::corrupt("transactions", format!("number {number} is missing")))
 }
 
 /// The number of the next body.
@@ -110,7 +103,7 @@ pub(super) fn next_number(bodies: &Tree) -> Result<u64, DatabaseError> {
         return Ok(0);
     };
     let next = number_of(&key).filter(|number| *number < MAX_NUMBER).map(|number| number + 1);
-    next.ok_or_else(|| DatabaseError::corrupt("bodies", "a key that none can have"))
+    next.ok_or_else(|| DatabaseError::corrupt("transactions", "a key that none can have"))
 }
 
 fn number_of(key: &[u8]) -> Option<u64> {

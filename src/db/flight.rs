@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::DatabaseError;
 use super::codec::{RowChange, put_record, record_parts, records, remove_record};
 use super::finals::is_final;
+use super::outputs::{StoredOutput, get_output};
 use super::pack::StoredCertificates;
 use super::schema::{StoredInFlight, TreeId};
 use super::store::Trees;
@@ -168,10 +169,7 @@ impl FlightTable {
     fn drop_beaten_locks(&mut self, trees: &Trees) -> Result<(), DatabaseError> {
         let mut beaten = BTreeSet::new();
         for outpoint in self.locks.keys() {
-            let row = trees.get(TreeId::Utxos).get(super::schema::outpoint_key(outpoint))?;
-            let utxo =
-                row.map(|row| super::codec::decode::<crate::consensus::Utxo>(TreeId::Utxos, &row)).transpose()?;
-            if utxo.is_none_or(|utxo| !utxo.state.is_live()) {
+            if !matches!(get_output(trees, outpoint)?, Some(StoredOutput::Live(_))) {
                 beaten.insert(*outpoint);
             }
         }

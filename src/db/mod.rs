@@ -14,13 +14,12 @@
 //! | tree | key | value | what always holds |
 //! |---|---|---|---|
 //! | `meta` | name | `schema`, `network`, `head`, `chain`, `suspension`, `fence`, `pruned`, `kept` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set; `kept` counts the rows of `locks`, `votes`, `certificates`, `agreement` and `fence` |
-//! | `utxos` | txid, vout | [`Utxo`] | state moves only along the protocol's transitions; that an output is locked follows from `locks`, that its spender is in the chain from `confirmed` |
+//! | `utxos` | txid, vout of the first | up to four outputs, each live or spent by a txid; in the first row of a settled transaction [`Settled`] and its number | state moves only along the protocol's transitions; that an output is locked follows from `locks`, that its spender is in the chain from `confirmed` |
 //! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
 //! | `locks` | commit number, part | bodies and `locked_at` of what the commit put into flight | kept while one of them is in flight; with `locked_at`, all inputs were locked for it |
 //! | `votes` | commit number, part | this member's votes of that commit | kept while one of their transactions is in flight |
 //! | `certificates` | commit number, part | C(T) and A(T) that the commit acted on or keeps for the chain | kept while one of their transactions is in flight; a vote `Commit` has its certificate |
-//! | `transactions` | txid | [`Settled`], number | a row for each settled transaction |
-//! | `bodies` | number, part | body | one for each row of `transactions`; numbers rise with each transaction that is settled |
+//! | `transactions` | number, part | body | one for each settled transaction; numbers rise with each that is settled |
 //! | `proofs` | number of the first, part | F(T) of up to 64 transactions settled by one commit | whatever no block contains has its proof; kept until blocks that are pruned prove all of them |
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |
@@ -48,6 +47,7 @@ mod inspect;
 mod kept;
 mod migrate;
 mod open;
+mod outputs;
 mod pack;
 mod prune;
 mod quick;
@@ -75,6 +75,8 @@ mod m0003_fence;
 mod m0004_bodies;
 #[path = "../../migrations/m0005_confirmed.rs"]
 mod m0005_confirmed;
+#[path = "../../migrations/m0006_outputs.rs"]
+mod m0006_outputs;
 
 /// A row as a frozen migration spells it out: the tree's name, key, and value; none removes
 /// it.
@@ -104,7 +106,7 @@ pub use view::LedgerView;
 pub use watcher::Watcher;
 
 #[cfg(doc)]
-use crate::consensus::{AgreementRecord, Dead, FenceState, Settled, Utxo};
+use crate::consensus::{AgreementRecord, Dead, FenceState, Settled};
 
 /// Why the database cannot go on. The first of these stops the node.
 #[derive(Debug, thiserror::Error)]

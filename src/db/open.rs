@@ -107,6 +107,7 @@ impl Storage {
                 2 => self.rows_of_schema_3()?,
                 3 => self.rows_of_schema_4()?,
                 4 => self.rows_of_schema_5()?,
+                5 => self.rows_of_schema_6()?,
                 _ => return Err(DatabaseError::corrupt("meta", format!("there never was a schema {schema}"))),
             };
             tracing::info!(from = schema, "migrating the database");
@@ -128,6 +129,11 @@ impl Storage {
     fn rows_of_schema_5(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
         let rows = super::m0005_confirmed::rows(|tree| self.all_rows(tree))?;
         rows.ok_or_else(|| DatabaseError::corrupt("confirmed", "a row that schema 4 never wrote"))
+    }
+
+    fn rows_of_schema_6(&self) -> Result<Vec<FrozenRow>, DatabaseError> {
+        let rows = super::m0006_outputs::rows(|tree| self.all_rows(tree))?;
+        rows.ok_or_else(|| DatabaseError::corrupt("utxos", "a row that schema 5 never wrote"))
     }
 
     /// All rows of a tree, for a migration.

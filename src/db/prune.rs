@@ -1,9 +1,10 @@
-//! Forgetting what confirmed blocks have made unnecessary: spent outputs, the certificates
-//! of what is in the chain, and the change log behind them.
+//! Forgetting what confirmed blocks have made unnecessary: the certificates of what is in the
+//! chain, and the change log behind them.
 //!
 //! Bodies and blocks stay, for late nodes sync from them, and so does the height of each
-//! transaction: it is said to be `Confirmed` for ever, with its block as the proof. What is
-//! to go never changes any more, so it is looked up beside the writer, a little at a time,
+//! transaction: it is said to be `Confirmed` for ever, with its block as the proof. What has
+//! spent an output is said for ever, too: it costs 32 bytes in a row that stays anyhow, and to
+//! forget it a row. What is to go never changes any more, so it is looked up beside the writer, a little at a time,
 //! and the writer only removes rows. Nothing holds it back: a wallet that comes for what
 //! is gone is given a snapshot.
 
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::DatabaseError;
 use super::codec::{RowChange, decode, encode, record_parts, remove_record};
 use super::finals::{proofs_at, proofs_of};
-use super::schema::{StoredFinal, TreeId, meta, outpoint_key};
+use super::schema::{TreeId, meta};
 use super::store::{Reader, sequence_of};
 use crate::consensus::LogEntry;
 use crate::types::{Height, Txid};
@@ -25,7 +26,7 @@ const MAX_LOG_ROWS_AHEAD: usize = 65_536;
 /// How far the past has been forgotten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
-    /// Blocks up to this height: what their transactions spent is gone.
+    /// Blocks up to this height: what proved their transactions before is gone.
     pub height: Height,
     /// Transactions of the next block that are done too.
     pub entries: u64,
@@ -74,22 +75,23 @@ impl Reader {
         if keep_above == 0 {
             return Ok(None);
         }
-        let (mut pruned, mut rows, mut proofs) = (before, Vec::new(), BTreeSet::new());
-        while pruned.height < keep_above && rows.len() < most {
+        let (mut pruned, mut rows, mut proofs, mut passed) = (before, Vec::new(), BTreeSet::new(), 0);
+        while pruned.height < keep_above && passed < most {
             let Some(decided) = self.block(pruned.height.saturating_add(1))? else { break };
             let done = usize::try_from(pruned.entries).unwrap_or(usize::MAX);
             for txid in decided.block.transactions.iter().skip(done) {
-                if rows.len() >= most {
+                if passed >= most {
                     break;
                 }
-                if let Some(stored) = self.stored_final(txid)? {
+                if let Some(stored) = self.stored_settled(txid)? {
                     proofs.extend(proofs_of(&self.shared.trees, stored.number)?);
-                    forget_spent(&mut rows, stored);
                 }
+                passed += 1;
                 pruned.entries += 1;
             }
             if pruned.entries >= decided.block.transactions.len() as u64 {
                 (pruned.height, pruned.entries) = (pruned.height + 1, 0);
+                passed += 1;
             }
         }
         let mut unproved = Vec::new();
@@ -148,13 +150,4 @@ impl Reader {
         }
         Ok(())
     }
-}
-
-/// What a transaction has spent.
-fn forget_spent(rows: &mut Vec<RowChange>, stored: StoredFinal) {
-    rows.extend(stored.transaction.into_transaction().spends().map(|outpoint| RowChange {
-        tree: TreeId::Utxos,
-        key: outpoint_key(&outpoint).to_vec(),
-        value: None,
-    }));
 }

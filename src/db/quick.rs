@@ -72,7 +72,7 @@ impl Start<'_> {
         let reader = self.reader;
         let behind = reader.changes(self.sequence, u64::MAX, 1)?;
         ensure(behind.is_empty(), || format!("the change log goes on behind its last entry {}", self.sequence))?;
-        let (last, next) = (last_confirmed(&reader.shared.trees)?, next_number(reader.tree(TreeId::Bodies))?);
+        let (last, next) = (last_confirmed(&reader.shared.trees)?, next_number(reader.tree(TreeId::Transactions))?);
         ensure(last.is_none_or(|last| last < next), || format!("a block has the body {last:?}, which is not here"))
     }
 
@@ -105,10 +105,8 @@ impl Start<'_> {
         ensure(same, || format!("{outpoint} is of another amount or owner than the change log says"))?;
         let stands = utxo.map(|utxo| utxo.state);
         let forgotten = match state {
-            // It is forgotten before the log is.
-            UTXOState::Confirmed { block_height, .. } => {
-                stands.is_none() && *block_height <= reader.pruned()?.height.saturating_add(1)
-            }
+            // A program of an earlier schema forgot it before it forgot the log.
+            UTXOState::Confirmed { .. } => reader.is_forgotten(outpoint)?,
             _ => false,
         };
         ensure(forgotten || stands == Some(*state), || {

@@ -7,17 +7,18 @@
 //! trees, so nothing depends on it but speed. A test build reads both and compares.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
 use super::DatabaseError;
 use super::codec::RowChange;
 use super::finals::places;
-use super::schema::{StoredFinal, StoredSettled, TreeId, parse_outpoint_key};
+use super::outputs::{OutputRow, get_row, row_of, utxo_of};
+use super::schema::{StoredFinal, StoredSettled, TreeId};
 use super::store::{Reader, Trees};
 use crate::consensus::{Changes, Dead, Utxo};
-use crate::limits::{MAX_RECENT_OUTPUTS, MAX_RECENT_PLACES};
+use crate::limits::{MAX_RECENT_OUTPUT_ROWS, MAX_RECENT_OUTPUTS, MAX_RECENT_PLACES};
 use crate::types::{OutPoint, Transaction, Txid};
 
 /// A map that forgets what came first when it weighs too much.
@@ -72,6 +73,8 @@ enum Fate {
 #[derive(Debug)]
 struct Tables {
     outputs: Bounded<OutPoint, Option<Utxo>>,
+    /// Rows of outputs, by the first of each: whoever spends one writes its row anew.
+    rows: Bounded<OutPoint, OutputRow>,
     fates: Bounded<Txid, Fate>,
     /// Whether anything ever died here. In most networks nothing has, and an empty tree need
     /// not be asked.
@@ -87,14 +90,24 @@ pub(super) struct Recent(RefCell<Tables>);
 impl Recent {
     pub(super) fn new(trees: &Trees) -> Result<Self, DatabaseError> {
         let (outputs, fates) = (Bounded::new(MAX_RECENT_OUTPUTS), Bounded::new(MAX_RECENT_PLACES));
+        let rows = Bounded::new(MAX_RECENT_OUTPUT_ROWS);
         let has_dead = trees.get(TreeId::Dead).first()?.is_some();
         let has_fenced = trees.get(TreeId::Fence).first()?.is_some();
-        Ok(Self(RefCell::new(Tables { outputs, fates, has_dead, has_fenced })))
+        Ok(Self(RefCell::new(Tables { outputs, rows, fates, has_dead, has_fenced })))
     }
 
     /// Takes in what has just been applied; the first body of it under this number.
-    pub(super) fn follow(&mut self, changes: &Changes, rows: &[RowChange], first_number: u64) {
-        let Tables { outputs, fates, has_dead, has_fenced } = self.0.get_mut();
+    pub(super) fn follow(
+        &mut self,
+        changes: &Changes,
+        output_rows: BTreeMap<OutPoint, OutputRow>,
+        written: &[RowChange],
+        first_number: u64,
+    ) {
+        let Tables { outputs, rows, fates, has_dead, has_fenced } = self.0.get_mut();
+        for (first, row) in output_rows {
+            rows.insert(first, row, 1);
+        }
         for (outpoint, utxo) in &changes.utxos {
             outputs.insert(*outpoint, Some(*utxo), 1);
         }
@@ -106,14 +119,10 @@ impl Recent {
         for (txid, dead) in &changes.dead {
             fates.insert(*txid, Fate::Dead(*dead), 1);
         }
-        for row in rows {
+        for row in written {
             match (row.tree, &row.value) {
                 (TreeId::Dead, Some(_)) => *has_dead = true,
                 (TreeId::Fence, Some(_)) => *has_fenced = true,
-                // What was pruned.
-                (TreeId::Utxos, None) => {
-                    parse_outpoint_key(&row.key).iter().for_each(|outpoint| outputs.remove(outpoint));
-                }
                 _ => {}
             }
         }
@@ -124,9 +133,24 @@ impl Recent {
             debug_assert_eq!(*known, reader.utxo(outpoint)?, "{outpoint:?}");
             return Ok(*known);
         }
-        let utxo = reader.utxo(outpoint)?;
+        let stored = self.row(reader, &row_of(outpoint))?.and_then(|row| row.get(outpoint).copied());
+        let lock = reader.lock(outpoint);
+        let utxo = stored.map(|stored| utxo_of(&reader.shared.trees, &stored, lock)).transpose()?.flatten();
         self.0.borrow_mut().outputs.insert(*outpoint, utxo, 1);
         Ok(utxo)
+    }
+
+    /// The row that begins with this output.
+    pub(super) fn row(&self, reader: &Reader, first: &OutPoint) -> Result<Option<OutputRow>, DatabaseError> {
+        if let Some(known) = self.0.borrow().rows.get(first) {
+            debug_assert_eq!(Some(known), get_row(&reader.shared.trees, first)?.as_ref(), "{first:?}");
+            return Ok(Some(known.clone()));
+        }
+        let row = get_row(&reader.shared.trees, first)?;
+        if let Some(row) = &row {
+            self.0.borrow_mut().rows.insert(*first, row.clone(), 1);
+        }
+        Ok(row)
     }
 
     fn read_dead(&self, reader: &Reader, txid: &Txid) -> Result<Option<Dead>, DatabaseError> {

@@ -136,7 +136,7 @@ impl Database {
         let shared = Arc::new(Shared::new(trees, network, &head, tip.height, flights));
         let unconfirmed = UnconfirmedRows::default();
         let kept = Kept::read(&shared.trees)?;
-        let next_body = next_number(shared.trees.get(TreeId::Bodies))?;
+        let next_body = next_number(shared.trees.get(TreeId::Transactions))?;
         let recent = Recent::new(&shared.trees)?;
         let mut database =
             Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, next_body, recent, shared };

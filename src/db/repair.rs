@@ -20,6 +20,7 @@ use super::codec::{RowChange, get_record};
 use super::commit::{CommitBatch, Maintenance};
 use super::guard::{Guard, sync_directory};
 use super::open::{DATABASE_DIR, Storage, is_there};
+use super::outputs::{StoredOutput, output_rows};
 use super::repair_fence::{put_behind_fence, suspend};
 use super::repair_flight::{restart_log, settle_flight};
 use super::schema::{StoredNetwork, Subscription, SubscriptionKey, TreeId, address_key, meta};
@@ -325,11 +326,11 @@ fn rebuild(database: &mut Database) -> Result<(), DatabaseError> {
         }
         write_full(database, &mut rows, ROWS_AT_ONCE)?;
     }
-    for row in reader.tree(TreeId::Utxos).iter() {
-        let (key, value) = row?;
-        let utxo: crate::consensus::Utxo = super::codec::decode(TreeId::Utxos, &value)?;
-        if let Some(outpoint) = super::schema::parse_outpoint_key(&key).filter(|_| utxo.state.is_live()) {
-            let key = address_key(&utxo.output.address, &outpoint);
+    for row in output_rows(reader.tree(TreeId::Utxos)) {
+        let (first, row) = row?;
+        for (outpoint, stored) in row.each(first) {
+            let StoredOutput::Live(output) = stored else { continue };
+            let key = address_key(&output.address, &outpoint);
             if reader.tree(TreeId::Addresses).get(key)?.is_none() {
                 rows.push(RowChange { tree: TreeId::Addresses, key: key.to_vec(), value: Some(Vec::new()) });
             }

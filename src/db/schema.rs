@@ -10,7 +10,7 @@ use crate::types::{
 };
 
 /// The schema that this program writes. A database of an older one is migrated first.
-pub const SCHEMA_VERSION: u32 = 5;
+pub const SCHEMA_VERSION: u32 = 6;
 
 /// The trees, by the index that commits use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,11 +30,15 @@ pub(super) enum TreeId {
     Dead,
     Agreement,
     Fence,
-    Bodies,
     Proofs,
+    /// Of schemas 4 and 5. It is there for migrations, and empty after them.
+    Bodies,
 }
 
 impl TreeId {
+    /// Those that this schema has, before what only migrations need.
+    pub(super) const OF_THIS_SCHEMA: &[Self] = Self::ALL.split_at(Self::ALL.len() - 1).0;
+
     pub(super) const ALL: [Self; 16] = [
         Self::Meta,
         Self::Utxos,
@@ -50,8 +54,8 @@ impl TreeId {
         Self::Dead,
         Self::Agreement,
         Self::Fence,
-        Self::Bodies,
         Self::Proofs,
+        Self::Bodies,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -180,7 +184,7 @@ impl StoredInFlight {
     }
 }
 
-/// A row of `transactions`.
+/// What the first row of its outputs says of a settled transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredSettled {
     pub(super) settled: Settled,
@@ -188,7 +192,8 @@ pub(super) struct StoredSettled {
     pub(super) number: u64,
 }
 
-/// A settled transaction, put together from its row and its record of `bodies`.
+/// A settled transaction, put together from the row of its outputs and its record of
+/// `transactions`.
 #[derive(Debug, Clone)]
 pub(super) struct StoredFinal {
     pub(super) settled: Settled,

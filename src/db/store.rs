@@ -17,6 +17,7 @@ use super::engine::{Engine, Tree};
 use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
+use super::outputs::{StoredOutput, get_output, output_rows, utxo_of};
 use super::recent::Recent;
 use super::recover::MAX_NUMBER;
 use super::schema::{
@@ -24,7 +25,7 @@ use super::schema::{
     outpoint_key, parse_outpoint_key,
 };
 use crate::consensus::{Certificate, ChainTip, Changes, Dead, InFlight, LogEntry, Settled, Transition, Utxo, VoteKind};
-use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoEntry};
+use crate::types::{Address, Amount, DecidedBlock, Height, OutPoint, Transaction, Txid, UnixSeconds, UtxoEntry};
 
 /// How often a snapshot is begun anew because the log was pruned under it.
 const SNAPSHOT_TRIES: usize = 8;
@@ -292,34 +293,30 @@ impl Reader {
     /// The output at a place, if it ever came into being.
     pub fn utxo(&self, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
         // The lock is looked up first: if it ends meanwhile, the row that is read then says so.
-        let lock = self.shared.flights().lock(outpoint);
-        let Some(row) = self.tree(TreeId::Utxos).get(outpoint_key(outpoint))? else { return Ok(None) };
-        let stored: Utxo = decode(TreeId::Utxos, &row)?;
-        let state = match (stored.state, lock) {
-            (UTXOState::Unspent, Some((txid, locked_at))) => UTXOState::Locked { txid, locked_at },
-            (UTXOState::SpentFinalized { txid, .. }, _) => match self.stored_confirmed(&txid)? {
-                Some(StoredConfirmed { height: block_height, confirmed_at }) => {
-                    UTXOState::Confirmed { txid, block_height, confirmed_at }
-                }
-                None => stored.state,
-            },
-            (state, _) => state,
-        };
-        Ok(Some(Utxo { state, ..stored }))
+        let lock = self.lock(outpoint);
+        let stored = get_output(&self.shared.trees, outpoint)?;
+        Ok(stored.map(|stored| utxo_of(&self.shared.trees, &stored, lock)).transpose()?.flatten())
     }
 
-    /// Every output that ever came into being and was not pruned, in order of outpoint.
+    /// For what an output is locked, and since when.
+    pub(super) fn lock(&self, outpoint: &OutPoint) -> Option<(Txid, UnixSeconds)> {
+        self.shared.flights().lock(outpoint)
+    }
+
+    /// Whether an output is known to have been spent long ago, and nothing else of it.
+    pub(super) fn is_forgotten(&self, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
+        Ok(matches!(get_output(&self.shared.trees, outpoint)?, Some(StoredOutput::Forgotten)))
+    }
+
+    /// Every output that ever came into being and is not forgotten, in order of outpoint.
     pub fn outputs(&self) -> impl Iterator<Item = Result<(OutPoint, Utxo), DatabaseError>> + use<> {
         let reader = self.clone();
-        self.tree(TreeId::Utxos).iter().filter_map(move |row| {
-            let read = || {
-                let (key, _) = row?;
-                let outpoint = parse_outpoint_key(&key);
-                let outpoint = outpoint.ok_or_else(|| DatabaseError::corrupt("utxos", "a key of the wrong length"))?;
-                // It may have been pruned since the row was met.
-                Ok(reader.utxo(&outpoint)?.map(|utxo| (outpoint, utxo)))
-            };
-            read().transpose()
+        output_rows(self.tree(TreeId::Utxos)).flat_map(move |row| {
+            let one = |(outpoint, _)| reader.utxo(&outpoint).map(|utxo| Some((outpoint, utxo?))).transpose();
+            match row {
+                Ok((first, row)) => row.each(first).filter_map(one).collect::<Vec<_>>(),
+                Err(error) => vec![Err(error)],
+            }
         })
     }
 
@@ -491,9 +488,8 @@ impl Reader {
     ///
     /// The rows are read one by one and may be of different, even of not yet durable,
     /// commits. But each change is in the log with its old state, in the same commit. So
-    /// what changed after the chosen sequence is taken back with the log. What is pruned is
-    /// not in the log: an output that was spent long ago is forgotten a moment early, and if
-    /// the log was pruned beyond the chosen sequence, another one is chosen.
+    /// what changed after the chosen sequence is taken back with the log. If the log was pruned
+    /// beyond the chosen sequence, another one is chosen.
     pub fn snapshot(&self, addresses: &[Address], outpoints: &[OutPoint]) -> Result<Durable<Snapshot>, DatabaseError> {
         for _ in 0..SNAPSHOT_TRIES {
             let snapshot = self.try_snapshot(addresses, outpoints)?;
@@ -596,6 +592,7 @@ mod tests {
     use crate::db::prune::Pruned;
     use crate::db::samples::{genesis, open_sample, spend};
     use crate::db::{CommitBatch, MemoryDisk, Opened};
+    use crate::types::UTXOState;
 
     /// A commit that locks a coin, cut off after so many writes, and what a reader then says
     /// of the coin.

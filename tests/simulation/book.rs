@@ -314,14 +314,7 @@ impl Book {
     fn check_utxo_row(&self, reader: &Reader, outpoint: &OutPoint) {
         let row = reader.utxo(outpoint).expect("an output is read");
         let written = self.utxos.get(outpoint).copied();
-        let pruned = reader.pruned().expect("how far it is pruned is read").height;
-        // What the chain has spent may be forgotten.
-        let may_be_gone = |utxo: &Utxo| match utxo.state {
-            UTXOState::Confirmed { block_height, .. } => block_height <= pruned + 1,
-            _ => false,
-        };
-        let gone = row.is_none() && written.as_ref().is_some_and(may_be_gone);
-        ensure!(row == written || gone, "{outpoint} is {row:?} in the database and was written as {written:?}");
+        ensure!(row == written, "{outpoint} is {row:?} in the database and was written as {written:?}");
     }
 
     /// Whether anything of these changes, which are not in the book, is in the database.

@@ -1,14 +1,17 @@
 //! Blocks and settled transactions of an export.
 
+use std::collections::BTreeMap;
+
 use super::super::DatabaseError;
-use super::super::codec::{RowChange, encode, put_record};
+use super::super::codec::{RowChange, put_record};
 use super::super::confirmed::{Confirming, StoredConfirmed};
-use super::super::finals::{is_final, put_final, put_proofs};
-use super::super::schema::{TreeId, outpoint_key};
+use super::super::finals::{is_final, put_body, put_proofs};
+use super::super::outputs::{OutputRow, StoredOutput, row_of};
+use super::super::schema::{StoredSettled, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
 use super::{ImportFault, SettledRecord};
-use crate::consensus::{Certificate, CheckedBlock, Rejection, Signable, SignedTransaction, Utxo, VoteKind, check_form};
-use crate::types::{Amount, DecidedBlock, OutPoint, Output, RawTransaction, Transaction, Txid, UTXOState};
+use crate::consensus::{Certificate, CheckedBlock, Rejection, Signable, SignedTransaction, VoteKind, check_form};
+use crate::types::{Amount, DecidedBlock, OutPoint, Output, RawTransaction, Transaction, Txid};
 
 /// A block some of whose transactions have not come yet.
 #[derive(Debug)]
@@ -68,8 +71,8 @@ impl Import<'_> {
             let outpoint = OutPoint { txid, vout: 0 };
             self.tip.digest.add(&outpoint, &output);
             // No body tells of it, so its own row does until the outputs come.
-            let row = encode(TreeId::Utxos, &Utxo { output, state: UTXOState::Unspent })?;
-            self.put(TreeId::Utxos, &outpoint_key(&outpoint), row);
+            let row = OutputRow { settled: None, outputs: vec![StoredOutput::Live(output)] };
+            row.put(&mut self.rows, &outpoint)?;
             self.recent.insert(txid, Recent::Fees(output));
         }
         (self.tip.height, self.tip.hash, self.tip.timestamp_ms) = (block.height, hash, block.timestamp_ms);
@@ -109,7 +112,12 @@ impl Import<'_> {
             // What is in a block is proved by the block.
             self.check_certificate(&txid, certificate, height.is_none())?;
         }
-        put_final(&mut self.rows, self.next_body, &txid, settled, &transaction)?;
+        put_body(&mut self.rows, self.next_body, &transaction)?;
+        let settled = StoredSettled { settled, number: self.next_body };
+        // What becomes of its outputs comes later, or is forgotten.
+        for (first, row) in empty_rows(settled, &transaction) {
+            row.put(&mut self.rows, &first)?;
+        }
         put_proofs(&mut self.rows, self.next_body, certificate.as_slice())?;
         self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
@@ -212,4 +220,14 @@ impl Import<'_> {
         let line = self.line;
         if verify { self.check_seal(|seal| seal.add(line, Signable::Certificate(checked))) } else { Ok(()) }
     }
+}
+
+/// The rows of a settled transaction's outputs, before anything is known of those.
+fn empty_rows(settled: StoredSettled, transaction: &Transaction) -> BTreeMap<OutPoint, OutputRow> {
+    let first = OutPoint { txid: transaction.txid(), vout: 0 };
+    let mut rows = BTreeMap::from([(first, OutputRow { settled: Some(settled), outputs: Vec::new() })]);
+    for (outpoint, _) in transaction.creates() {
+        rows.entry(row_of(&outpoint)).or_default().set(&outpoint, StoredOutput::Forgotten);
+    }
+    rows
 }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::super::codec::encode;
+use super::super::DatabaseError;
 use super::super::confirmed::{StoredConfirmed, get_confirmed};
-use super::super::schema::{TreeId, address_key, outpoint_key};
+use super::super::outputs::{OutputRow, StoredOutput, get_row, row_of};
+use super::super::schema::{TreeId, address_key};
 use super::ImportFault;
 use super::import::{Import, Stop};
 use crate::consensus::Utxo;
@@ -23,6 +24,8 @@ pub(super) struct Coins {
     /// Outputs that something final has made and no block yet.
     made: u64,
     maker: Option<(Txid, Maker)>,
+    /// The row of those that come now, and its first.
+    row: Option<(OutPoint, OutputRow)>,
     /// What is locked, for what and since when; bounded by what can be in flight.
     pub(super) locks: BTreeMap<OutPoint, (Txid, UnixSeconds)>,
 }
@@ -60,17 +63,28 @@ impl Import<'_> {
             self.put(TreeId::Addresses, &address_key(&output.address, &outpoint), Vec::new());
         }
         self.coins.spent += u64::from(matches!(state, UTXOState::SpentFinalized { .. }));
-        // That it is locked, and since when its spender is in the chain, stands elsewhere.
-        let stored = match state {
-            UTXOState::Locked { txid, locked_at } => {
-                self.coins.locks.insert(outpoint, (txid, locked_at));
-                UTXOState::Unspent
-            }
-            state => state,
-        };
-        let row = encode(TreeId::Utxos, &Utxo { output, state: stored })?;
-        self.put(TreeId::Utxos, &outpoint_key(&outpoint), row);
+        // That it is locked, and since when its spender is final or in the chain, stands elsewhere.
+        if let UTXOState::Locked { txid, locked_at } = state {
+            self.coins.locks.insert(outpoint, (txid, locked_at));
+        }
+        let first = row_of(&outpoint);
+        if self.coins.row.as_ref().is_none_or(|(open, _)| *open != first) {
+            self.end_row()?;
+            let row = get_row(&self.storage.trees, &first)?.unwrap_or_default();
+            self.coins.row = Some((first, row));
+        }
+        if let Some((_, row)) = &mut self.coins.row {
+            row.set(&outpoint, StoredOutput::of(&Utxo { output, state }));
+        }
         Ok(())
+    }
+
+    /// No more outputs of the row that was begun will come.
+    pub(super) fn end_row(&mut self) -> Result<(), DatabaseError> {
+        match self.coins.row.take() {
+            Some((first, row)) => row.put(&mut self.rows, &first),
+            None => Ok(()),
+        }
     }
 
     /// Whether the chain has made it; if nothing has, it is refused.

@@ -12,14 +12,15 @@ use std::path::Path;
 
 use super::super::DatabaseError;
 use super::super::backup::{PutInPlace, fence_and_put, network_in};
-use super::super::codec::{RowChange, decode, encode};
+use super::super::codec::{RowChange, encode};
 use super::super::commit::log_rows;
 use super::super::finals::get_final;
 use super::super::guard::{Agreement, Stamp};
 use super::super::inspect::Condition;
 use super::super::open::Storage;
+use super::super::outputs::{get_output, utxo_of};
 use super::super::prune::Pruned;
-use super::super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta, outpoint_key};
+use super::super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, meta};
 use super::super::switch::Building;
 use super::super::watcher::{Watcher, watched};
 use super::chain::OpenBlock;
@@ -246,6 +247,7 @@ impl Import<'_> {
             }
         }
         if stage > self.stage {
+            self.end_row()?;
             self.stage = stage;
             self.write()?;
         }
@@ -275,8 +277,9 @@ impl Import<'_> {
     }
 
     pub(super) fn utxo(&self, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
-        let row = self.storage.trees.get(TreeId::Utxos).get(outpoint_key(outpoint))?;
-        row.map(|row| decode(TreeId::Utxos, &row)).transpose()
+        let trees = &self.storage.trees;
+        let stored = get_output(trees, outpoint)?;
+        Ok(stored.map(|stored| utxo_of(trees, &stored, None)).transpose()?.flatten())
     }
 
     /// The file is whole: the sums, the change log, and the word that the database is whole.

@@ -2,6 +2,7 @@
 
 use std::ops::{Bound, RangeInclusive};
 
+use super::super::outputs::row_of;
 use super::super::schema::{TreeId, outpoint_key};
 use super::record::{Content, KeyRange};
 use crate::consensus::LogEntry;
@@ -58,8 +59,8 @@ impl Filter {
     /// may begin before the first wanted number; see [`super::Trees::select`].
     pub(super) fn range(&self, id: TreeId) -> KeyRange {
         let prefix = match id {
-            TreeId::Utxos | TreeId::Fence => self.outpoint.map(|outpoint| outpoint_key(&outpoint).to_vec()),
-            TreeId::Transactions => self.txid.map(|txid| txid.as_bytes().to_vec()),
+            TreeId::Utxos => self.outpoint.map(|outpoint| outpoint_key(&row_of(&outpoint)).to_vec()),
+            TreeId::Fence => self.outpoint.map(|outpoint| outpoint_key(&outpoint).to_vec()),
             TreeId::Addresses => self.address.map(|address| address.payload().to_vec()),
             _ => None,
         };
@@ -108,9 +109,7 @@ impl Mentions {
                 all.addresses.push(*address);
             }
             Content::Fence(outpoint) => all.place(outpoint),
-            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) | Content::Body(transaction) => {
-                all.body(transaction, network)
-            }
+            Content::InFlight(transaction, _) | Content::Settled(transaction, ..) => all.body(transaction, network),
             Content::Votes(votes) => all.txids.extend(votes.iter().map(|vote| vote.txid)),
             Content::Certificate(certificate) => all.txids.push(certificate.txid),
             Content::Change(sequence, entry) => {

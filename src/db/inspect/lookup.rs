@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::super::DatabaseError;
 use super::super::finals::get_final;
-use super::super::schema::{TreeId, address_key, agreement_key, outpoint_key, parse_outpoint_key};
+use super::super::outputs::{OutputRow, parse_row_key, row_of};
+use super::super::schema::{TreeId, address_key, agreement_key, outpoint_key};
 use super::record::{self, KeyRange, Record};
 use super::{Filter, Row, Trees, filter};
 use crate::consensus::{Utxo, VoteKind};
@@ -91,7 +92,10 @@ impl Trees {
                         let sequence = key.parse().unwrap_or(0);
                         self.range(id, &Filter { sequence: Some(sequence..=sequence), ..Filter::default() })?
                     }
-                    TreeId::Confirmed => self.range(id, &Filter { txid: key.parse().ok(), ..Filter::default() })?,
+                    TreeId::Confirmed | TreeId::Transactions => {
+                        self.range(id, &Filter { txid: key.parse().ok(), ..Filter::default() })?
+                    }
+                    TreeId::Utxos => self.range(id, &Filter { outpoint: key.parse().ok(), ..Filter::default() })?,
                     // These have a record for each commit, with many things in it.
                     TreeId::Locks | TreeId::Certificates | TreeId::Proofs => (Bound::Unbounded, Bound::Unbounded),
                     _ => filter::under(&raw),
@@ -124,9 +128,10 @@ impl Trees {
     /// Where an output stands now: its own row, its row of the index, its fence.
     fn place(&self, found: &mut Found, outpoint: &OutPoint) {
         let key = outpoint_key(outpoint);
-        for tree in [TreeId::Utxos, TreeId::Fence] {
-            found.take(self.walk(tree, exactly(&key)));
-        }
+        let of_row = self.walk(TreeId::Utxos, exactly(&outpoint_key(&row_of(outpoint))));
+        let name = outpoint.to_string();
+        found.take(of_row.filter(|record| record.as_ref().map_or(true, |record| record.key == name)));
+        found.take(self.walk(TreeId::Fence, exactly(&key)));
         if let Some(utxo) = self.utxo(found, outpoint) {
             let key = address_key(&utxo.output.address, outpoint);
             found.take(self.walk(TreeId::Addresses, exactly(&key)));
@@ -135,11 +140,9 @@ impl Trees {
 
     /// A transaction as such: body, certificates, height, end.
     fn transaction(&self, found: &mut Found, txid: &Txid) -> Result<(), DatabaseError> {
-        for tree in [TreeId::Transactions, TreeId::Dead] {
-            found.take(self.walk(tree, filter::under(txid.as_bytes())));
-        }
+        found.take(self.walk(TreeId::Dead, filter::under(txid.as_bytes())));
         let filter = Filter { txid: Some(*txid), ..Filter::default() };
-        for tree in [TreeId::Confirmed, TreeId::Locks, TreeId::Certificates] {
+        for tree in [TreeId::Transactions, TreeId::Confirmed, TreeId::Locks, TreeId::Certificates] {
             self.selected(found, tree, filter.clone())?;
         }
         Ok(())
@@ -162,8 +165,11 @@ impl Trees {
         self.transaction(found, txid)?;
         let mut places = BTreeSet::new();
         for row in self.trees.get(TreeId::Utxos).scan_prefix(txid.as_bytes()) {
-            let (key, _) = row?;
-            places.extend(parse_outpoint_key(&key));
+            let (key, row) = row?;
+            let row = OutputRow::decode(&row).and_then(|row| Ok((parse_row_key(&key)?, row)));
+            if let Some((first, row)) = found.read(row.map(Some)) {
+                places.extend(row.each(first).map(|(outpoint, _)| outpoint));
+            }
         }
         let settled = found.read(get_final(&self.trees, txid));
         let settled = settled.map(|stored| Arc::new(stored.transaction.into_transaction()));
@@ -219,9 +225,8 @@ fn parse_key(id: TreeId, text: &str) -> Option<Vec<u8>> {
             let address: Address = address.parse().ok()?;
             Some([address.payload().as_slice(), &outpoint(place)?].concat())
         }
-        TreeId::Votes | TreeId::Blocks | TreeId::Changes | TreeId::Bodies => {
-            Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec())
-        }
+        TreeId::Votes | TreeId::Blocks | TreeId::Changes => Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec()),
+        TreeId::Bodies => None,
         TreeId::Certificates | TreeId::Proofs => {
             let (txid, kind) = text.split_once(':')?;
             let kind = match kind {

@@ -24,7 +24,7 @@ use super::finals::get_settled;
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{self, Storage};
-use super::schema::{Head, StoredNetwork, StoredTip, TreeId, meta};
+use super::schema::{Head, StoredNetwork, StoredSettled, StoredTip, TreeId, meta};
 use super::store::{Reader, Shared, Trees as StoreTrees, sequence_of};
 use crate::types::{Genesis, Height, Network};
 
@@ -34,7 +34,7 @@ pub use lookup::{Found, KeyError, Thing};
 pub use stats::{FenceStats, GuardStats, StateStats, Stats, SupplyStats, TreeStats};
 
 /// The names of the trees, as `dump --tree` takes them.
-pub const TREE_NAMES: [&str; 16] = [
+pub const TREE_NAMES: [&str; 15] = [
     "meta",
     "utxos",
     "addresses",
@@ -49,7 +49,6 @@ pub const TREE_NAMES: [&str; 16] = [
     "dead",
     "agreement",
     "fence",
-    "bodies",
     "proofs",
 ];
 
@@ -215,11 +214,15 @@ impl Trees {
     /// wanted one may stand in the row before; the height of a transaction stands under its
     /// number.
     fn range(&self, id: TreeId, filter: &Filter) -> Result<KeyRange, DatabaseError> {
-        if let (TreeId::Confirmed, Some(txid)) = (id, &filter.txid)
+        if let (TreeId::Confirmed | TreeId::Transactions, Some(txid)) = (id, &filter.txid)
             && let Ok(settled) = get_settled(&self.trees, txid)
         {
             // What is not settled has no number, and no key begins like this.
-            return Ok(settled.map_or_else(|| filter::under(&[0xff; 32]), |s| filter::under(&stretch_of(s.number))));
+            let Some(StoredSettled { number, .. }) = settled else { return Ok(filter::under(&[0xff; 32])) };
+            return Ok(match id {
+                TreeId::Confirmed => filter::under(&stretch_of(number)),
+                _ => filter::under(&number.to_be_bytes()),
+            });
         }
         let (from, to) = filter.range(id);
         match (id, from) {

@@ -9,8 +9,9 @@ use super::super::DatabaseError;
 use super::super::codec::{decode, records_within};
 use super::super::confirmed::{StoredConfirmed, confirmed_of_row};
 use super::super::engine::Tree;
-use super::super::finals::{RecentFinals, body_at, with_body};
+use super::super::finals::{RecentFinals, body_at, get_settled};
 use super::super::kept::Kept;
+use super::super::outputs::{OutputRow, StoredOutput, parse_row_key, utxo_of};
 use super::super::pack::StoredCertificates;
 use super::super::prune::Pruned;
 use super::super::schema::{
@@ -39,7 +40,6 @@ pub(super) enum Content {
     Votes(Vec<Vote>),
     Certificate(Certificate),
     Settled(Box<Transaction>, Settled, Option<Certificate>),
-    Body(Box<Transaction>),
     Change(u64, LogEntry),
     Subscription(Subscription),
     Block(Box<DecidedBlock>),
@@ -63,7 +63,6 @@ impl Record {
             Content::Settled(transaction, settled, proof) => {
                 json!({ "transaction": transaction.to_raw(), "settled": settled, "proof": proof })
             }
-            Content::Body(transaction) => json!(transaction.to_raw()),
             Content::Change(_, entry) => json!(entry),
             Content::Subscription(subscription) => subscription_json(&subscription),
             Content::Block(decided) => json!(decided),
@@ -98,13 +97,19 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
     match id {
         TreeId::Meta => plain(tree, id, range, meta_record),
         TreeId::Utxos => {
-            let reader = reader.cloned();
-            plain(tree, id, range, move |key, value| {
-                let outpoint = outpoint_of(TreeId::Utxos, key)?;
-                let stored = decode(TreeId::Utxos, value)?;
-                let utxo = reader.as_ref().map(|reader| reader.utxo(&outpoint)).transpose()?.flatten();
-                Ok((outpoint.to_string(), Content::Utxo(outpoint, utxo.unwrap_or(stored))))
-            })
+            let (trees, reader) = (trees.clone(), reader.cloned());
+            Box::new(tree.range(range.0, range.1).flat_map(move |row| {
+                let lock = |outpoint: &OutPoint| reader.as_ref().and_then(|reader| reader.lock(outpoint));
+                let one = |(outpoint, stored): (OutPoint, StoredOutput)| {
+                    let utxo = utxo_of(&trees, &stored, lock(&outpoint)).transpose()?;
+                    let content = |utxo| Content::Utxo(outpoint, utxo);
+                    Some(utxo.map(|utxo| Record { tree: id, key: outpoint.to_string(), content: content(utxo) }))
+                };
+                match row.and_then(|(key, value)| Ok((parse_row_key(&key)?, OutputRow::decode(&value)?))) {
+                    Ok((first, row)) => row.each(first).filter_map(one).collect(),
+                    Err(error) => vec![Err(error)],
+                }
+            }))
         }
         TreeId::Addresses => plain(tree, id, range, move |key, _| address_record(key, network)),
         TreeId::Fence => plain(tree, id, range, |key, _| {
@@ -112,7 +117,7 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
             Ok((outpoint.to_string(), Content::Fence(outpoint)))
         }),
         TreeId::Confirmed => {
-            let bodies = trees.get(TreeId::Bodies).clone();
+            let bodies = trees.get(TreeId::Transactions).clone();
             Box::new(tree.range(range.0, range.1).flat_map(move |row| {
                 let one = |(number, confirmed): (u64, StoredConfirmed)| {
                     let unknown = |error| {
@@ -149,17 +154,23 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
         }),
         TreeId::Transactions => {
             let (trees, finals) = (trees.clone(), RecentFinals::default());
-            plain(tree, id, range, move |key, value| {
-                let txid = txid_of(TreeId::Transactions, key)?;
-                let stored = with_body(trees.get(TreeId::Bodies), decode(TreeId::Transactions, value)?)?;
-                let transaction = Box::new(stored.transaction.into_transaction());
+            Box::new(records_within::<StoredTransaction>(tree, id, range.0, range.1).map(move |record| {
+                let (key, stored) = record?;
+                let transaction = Box::new(stored.into_transaction());
+                let txid = transaction.txid();
+                let stray = || {
+                    let what = format!("{txid}, number {}, is not settled here", number(&key));
+                    DatabaseError::corrupt(id.name(), what)
+                };
+                let settled = get_settled(&trees, &txid)?.filter(|settled| settled.number == number(&key));
+                let settled = settled.ok_or_else(stray)?.settled;
                 let proof = finals.proof(&trees, &txid)?.map(Arc::unwrap_or_clone);
-                Ok((txid.to_string(), Content::Settled(transaction, stored.settled, proof)))
-            })
+                let content = Content::Settled(transaction, settled, proof);
+                Ok(Record { tree: id, key: txid.to_string(), content })
+            }))
         }
-        TreeId::Bodies => {
-            split::<StoredTransaction>(tree, id, range, |_, stored| Content::Body(Box::new(stored.into_transaction())))
-        }
+        // Of an older schema nothing is shown.
+        TreeId::Bodies => Box::new(std::iter::empty()),
         TreeId::Votes => split::<Vec<Vote>>(tree, id, range, |_, votes| Content::Votes(votes)),
         TreeId::Certificates | TreeId::Proofs => certificates(tree, id, range),
         TreeId::Blocks => split::<DecidedBlock>(tree, id, range, |_, decided| Content::Block(Box::new(decided))),
@@ -237,7 +248,7 @@ fn number(bytes: &[u8]) -> u64 {
 fn record_key(id: TreeId, key: &[u8]) -> String {
     match id {
         TreeId::Agreement if key.len() == 12 => format!("{}/{}", number(&key[..8]), number(&key[8..])),
-        TreeId::Votes | TreeId::Blocks | TreeId::Bodies if key.len() == 8 => number(key).to_string(),
+        TreeId::Votes | TreeId::Blocks if key.len() == 8 => number(key).to_string(),
         _ => hex::encode(key),
     }
 }

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::super::DatabaseError;
-use super::super::codec::decode;
 use super::super::guard::Agreement;
 use super::super::open;
+use super::super::outputs::{OutputRow, parse_row_key, utxo_of};
 use super::super::prune::Pruned;
-use super::super::schema::{SCHEMA_VERSION, StoredTip, TreeId, meta, parse_outpoint_key};
+use super::super::schema::{SCHEMA_VERSION, StoredTip, TreeId, meta};
 use super::super::store::Reader;
 use super::Trees;
-use crate::consensus::{FenceState, Utxo};
+use crate::consensus::FenceState;
 use crate::types::{BlockHash, GenesisHash, Height, Network, PublicKey, StateDigest};
 
 /// How often somebody who watches is told.
@@ -164,14 +164,14 @@ impl Trees {
         // Of an older schema it is told how much there is, and not what it says.
         let older = condition.schema.is_some_and(|schema| schema < SCHEMA_VERSION);
         let reader = if older { None } else { self.reader()? };
-        for id in TreeId::ALL {
+        for id in if older { &TreeId::ALL } else { TreeId::OF_THIS_SCHEMA }.iter().copied() {
             let mut size = TreeStats { name: id.name(), rows: 0, bytes: 0 };
             for row in self.trees.get(id).iter() {
                 let (key, value) = row?;
                 size.rows += 1;
                 size.bytes += (key.len() + value.len()) as u64;
                 if id == TreeId::Utxos && !older {
-                    unreadable += u64::from(!count_output(&mut outputs, reader.as_ref(), &key, &value));
+                    unreadable += self.count_outputs(&mut outputs, reader.as_ref(), &key, &value);
                 }
                 if size.rows.is_multiple_of(TELL_EVERY) {
                     progress(id.name(), size.rows);
@@ -223,26 +223,44 @@ impl Trees {
     }
 }
 
+impl Trees {
+    /// Counts the outputs of a row in the states that it and what else is known of them say;
+    /// gives how many cannot be read.
+    fn count_outputs(
+        &self,
+        outputs: &mut BTreeMap<String, StateStats>,
+        reader: Option<&Reader>,
+        key: &[u8],
+        row: &[u8],
+    ) -> u64 {
+        let (Ok(first), Ok(row)) = (parse_row_key(key), OutputRow::decode(row)) else { return 1 };
+        let mut unreadable = 0;
+        for (outpoint, stored) in row.each(first) {
+            let lock = reader.and_then(|reader| reader.lock(&outpoint));
+            let utxo = match utxo_of(&self.trees, &stored, lock) {
+                Ok(Some(utxo)) => utxo,
+                Ok(None) => continue,
+                Err(_) => {
+                    unreadable += 1;
+                    continue;
+                }
+            };
+            let stats = outputs.entry(utxo.state.name().to_owned()).or_default();
+            stats.count += 1;
+            if utxo.state.is_live() {
+                stats.amount = Some(stats.amount.unwrap_or(0).saturating_add(utxo.output.amount.units()));
+            }
+        }
+        unreadable
+    }
+}
+
 const fn fits(agreement: Agreement) -> &'static str {
     match agreement {
         Agreement::Equal => "equal",
         Agreement::OneAhead => "one_ahead",
         Agreement::Mismatch => "mismatch",
     }
-}
-
-/// Counts an output in the state that its row and what else is known of it say.
-fn count_output(outputs: &mut BTreeMap<String, StateStats>, reader: Option<&Reader>, key: &[u8], row: &[u8]) -> bool {
-    let Ok(stored) = decode::<Utxo>(TreeId::Utxos, row) else { return false };
-    let outpoint = parse_outpoint_key(key);
-    let known = reader.zip(outpoint).and_then(|(reader, outpoint)| reader.utxo(&outpoint).ok().flatten());
-    let utxo = known.unwrap_or(stored);
-    let stats = outputs.entry(utxo.state.name().to_owned()).or_default();
-    stats.count += 1;
-    if utxo.state.is_live() {
-        stats.amount = Some(stats.amount.unwrap_or(0).saturating_add(utxo.output.amount.units()));
-    }
-    true
 }
 
 /// Fees of what is final and in no block yet belong to nobody until a block pays them.

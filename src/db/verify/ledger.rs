@@ -7,6 +7,7 @@ use super::super::codec::{decode, records, split_row_key};
 use super::super::confirmed::confirmed_of_row;
 use super::super::engine::Tree;
 use super::super::finals::with_body;
+use super::super::outputs::{StoredOutput, get_output, output_rows};
 use super::super::pack::StoredCertificates;
 use super::super::schema::{TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
@@ -106,15 +107,17 @@ pub(super) fn addresses(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
 
 pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    let pruned = reader.pruned()?;
+    let (trees, pruned) = (&reader.shared.trees, reader.pruned()?);
     let mut signed = Vec::new();
     let mut settled = 0;
-    for row in reader.tree(TreeId::Transactions).iter() {
+    for row in output_rows(reader.tree(TreeId::Utxos)) {
         subject.tell(check);
-        let (key, row) = row?;
+        // What cannot be read is told by the check of the outputs.
+        let Some((first, row)) = told_of(row)? else { continue };
+        let Some(stored) = row.settled else { continue };
+        check.ensure(first.vout == 0, Damage::Ledger, || format!("utxos/{first}"), "it is no transaction's first row");
         settled += 1;
-        let stored = decode(TreeId::Transactions, &row);
-        let stored = match stored.and_then(|stored| with_body(reader.tree(TreeId::Bodies), stored)) {
+        let stored = match with_body(reader.tree(TreeId::Transactions), stored) {
             Ok(stored) => stored,
             Err(error) => {
                 check.unreadable(Damage::Ledger, "transactions", error)?;
@@ -124,24 +127,29 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
         let transaction = stored.transaction.into_transaction();
         let txid = transaction.txid();
         let place = || format!("transactions/{txid}");
-        check.ensure(key == txid.as_bytes(), Damage::Ledger, place, "its body is another transaction's");
+        check.ensure(first.txid == txid, Damage::Ledger, place, "its body is another transaction's");
         let height = reader.confirmed(&txid)?;
         let proved = match height {
             Some(_) => true,
             None => reader.proof(&txid)?.is_some_and(|proof| proof.kind == VoteKind::Commit),
         };
         check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
-        // What a later transaction has spent for good may have been pruned.
-        let forgets = pruned.height > 0 || pruned.entries > 0;
+        // What a later transaction has spent for good may have been pruned by an earlier program.
+        let forgets = (pruned.height > 0 || pruned.entries > 0) && height.is_some();
         for (outpoint, output) in transaction.creates() {
-            let utxo = reader.utxo(&outpoint)?;
-            let whole = utxo.map_or(forgets && height.is_some(), |utxo| utxo.output == output);
+            let whole = match get_output(trees, &outpoint)? {
+                Some(stored) => stored.output().map_or(forgets, |stored| stored == output),
+                None => false,
+            };
             check.ensure(whole, Damage::Ledger, place, "an output is missing or another one");
         }
         for outpoint in transaction.spends() {
-            let utxo = reader.utxo(&outpoint)?;
-            let spent = utxo
-                .map_or(forgets && height.is_some(), |utxo| !utxo.state.is_live() && utxo.state.txid() == Some(txid));
+            let spent = match get_output(trees, &outpoint)? {
+                Some(StoredOutput::Spent(_, by)) => by == txid,
+                // Rows of none but what the genesis or a block's fees have made may be gone as a whole.
+                Some(StoredOutput::Forgotten) | None => forgets,
+                Some(StoredOutput::Live(_)) => false,
+            };
             check.ensure(spent, Damage::Ledger, place, "an input is not spent by it");
         }
         let in_flight = reader.is_in_flight(&txid)?;
@@ -155,8 +163,8 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
     }
     check_signatures(check, signed);
     proofs(subject, check)?;
-    let bodies = records_count(reader.tree(TreeId::Bodies))?;
-    check.ensure(settled == bodies, Damage::Ledger, || "bodies".into(), "some are of no settled transaction");
+    let bodies = records_count(reader.tree(TreeId::Transactions))?;
+    check.ensure(settled == bodies, Damage::Ledger, || "transactions".into(), "some bodies are of nothing settled");
     if subject.committee.is_none() {
         check.left_out = Some("the members' signatures: the genesis file was not given".into());
     } else if !subject.options.full {

@@ -10,7 +10,7 @@ const SPLIT: [(TreeId, Damage); 8] = [
     (TreeId::Votes, Damage::Votes),
     (TreeId::Certificates, Damage::Votes),
     (TreeId::Agreement, Damage::Votes),
-    (TreeId::Bodies, Damage::Ledger),
+    (TreeId::Transactions, Damage::Ledger),
     (TreeId::Proofs, Damage::Ledger),
     (TreeId::Blocks, Damage::Ledger),
     (TreeId::Subscriptions, Damage::Derived),

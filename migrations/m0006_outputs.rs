@@ -1,0 +1,133 @@
+//! Schema 6: the outputs of a transaction four in a row, with what is remembered of it; bodies
+//! in `transactions`. Frozen: it spells out its own names and bytes.
+//!
+//! A row of `utxos` has the key `txid || vout u32 BE`, with the `vout` of its first output, a
+//! multiple of four. Its value:
+//!
+//! - `0`, or `1 || settled [u8; 20] || number u64` in the first row of a settled transaction;
+//! - `count u64`, then for each output `tag u32` and what belongs to it: 0, it was spent and is
+//!   forgotten; 1, live: `output [u8; 33]`; 2, spent: `output [u8; 33] || the spender's txid`.
+//!
+//! In schema 5 there was a row for each output, `output || state`, until it was pruned;
+//! `transactions` had a row `settled || number` under each txid; and the bodies stood in
+//! `bodies`, with the keys and values that `transactions` has now.
+//!
+//! All of it is one transaction, so it takes memory for all that it changes. No schema
+//! before this one was released.
+
+use std::collections::BTreeMap;
+
+use crate::db::{FrozenRow, FrozenRows};
+
+const OUTPUTS_IN_ROW: u32 = 4;
+const TXID_BYTES: usize = 32;
+const SETTLED_BYTES: usize = 8 + 4 + 8;
+const NUMBER_BYTES: usize = 8;
+/// An outpoint, a key, a signature.
+const INPUT_BYTES: usize = 32 + 4 + 32 + 64;
+/// An amount, a network, an address payload.
+const OUTPUT_BYTES: usize = 8 + 4 + 21;
+/// Tags of an output's state in schema 5; a spender follows those but the first.
+const UNSPENT: u32 = 0;
+const SPENT_FINALIZED: u32 = 2;
+const CONFIRMED: u32 = 3;
+
+/// What stands in the place of an output.
+const FORGOTTEN: [u8; 4] = 0_u32.to_le_bytes();
+const LIVE: [u8; 4] = 1_u32.to_le_bytes();
+const SPENT: [u8; 4] = 2_u32.to_le_bytes();
+
+/// The rows of one transaction, or of what is none: what is remembered of it, and the outputs by
+/// their place.
+#[derive(Default)]
+struct Made {
+    settled: Option<Vec<u8>>,
+    outputs: BTreeMap<u32, Vec<u8>>,
+}
+
+/// What it writes and removes, atomically with its stamp; `None` if a row is not what schema
+/// 5 wrote. `read` gives all rows of a tree.
+pub(crate) fn rows<E>(read: impl Fn(&'static str) -> Result<FrozenRows, E>) -> Result<Option<Vec<FrozenRow>>, E> {
+    let (utxos, transactions, bodies) = (read("utxos")?, read("transactions")?, read("bodies")?);
+    Ok(from(utxos, transactions, bodies))
+}
+
+fn from(utxos: FrozenRows, transactions: FrozenRows, bodies: FrozenRows) -> Option<Vec<FrozenRow>> {
+    let mut made: BTreeMap<Vec<u8>, Made> = BTreeMap::new();
+    for (txid, row) in &transactions {
+        let (_, number) = row.split_at_checked(SETTLED_BYTES)?;
+        let number: [u8; NUMBER_BYTES] = number.try_into().ok()?;
+        let first = [u64::from_le_bytes(number).to_be_bytes().as_slice(), &[0, 0]].concat();
+        let outputs = outputs_of(&bodies, &first)?;
+        let forgotten = (0..outputs).map(|vout| (vout, FORGOTTEN.to_vec())).collect();
+        made.insert(txid.clone(), Made { settled: Some(row.clone()), outputs: forgotten });
+    }
+    let mut out: Vec<FrozenRow> = Vec::new();
+    for (key, row) in utxos {
+        let (txid, vout) = key.split_at_checked(TXID_BYTES)?;
+        let vout = u32::from_be_bytes(vout.try_into().ok()?);
+        let (output, state) = row.split_at_checked(OUTPUT_BYTES)?;
+        let (tag, rest) = state.split_first_chunk()?;
+        let stored = match u32::from_le_bytes(*tag) {
+            UNSPENT if rest.is_empty() => [&LIVE, output].concat(),
+            SPENT_FINALIZED | CONFIRMED => [&SPENT, output, rest.get(..TXID_BYTES)?].concat(),
+            _ => return None,
+        };
+        made.entry(txid.to_vec()).or_default().outputs.insert(vout, stored);
+        out.push(("utxos", key, None));
+    }
+    let mut written = BTreeMap::new();
+    for (txid, made) in made {
+        written.extend(rows_of(&txid, &made)?);
+    }
+    // A key that is written is not removed.
+    out.retain(|(_, key, _)| !written.contains_key(key));
+    out.extend(written.into_iter().map(|(key, row)| ("utxos", key, Some(row))));
+    out.extend(transactions.into_keys().map(|txid| ("transactions", txid, None)));
+    for (key, body) in bodies {
+        out.push(("bodies", key.clone(), None));
+        out.push(("transactions", key, Some(body)));
+    }
+    out.push(("meta", b"schema".to_vec(), Some(6_u32.to_le_bytes().to_vec())));
+    Some(out)
+}
+
+/// The rows with the outputs of one txid.
+fn rows_of(txid: &[u8], made: &Made) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut rows: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
+    if made.settled.is_some() {
+        rows.insert(0, Vec::new());
+    }
+    for (vout, output) in &made.outputs {
+        let (first, place) = (vout - vout % OUTPUTS_IN_ROW, usize::try_from(vout % OUTPUTS_IN_ROW).ok()?);
+        let row = rows.entry(first).or_default();
+        // Before it may be what was pruned.
+        row.resize(place, &FORGOTTEN);
+        row.push(output);
+    }
+    let mut out = BTreeMap::new();
+    for (first, outputs) in rows {
+        let mut row = match made.settled.as_ref().filter(|_| first == 0) {
+            Some(settled) => [&[1], settled.as_slice()].concat(),
+            None => vec![0],
+        };
+        row.extend(u64::try_from(outputs.len()).ok()?.to_le_bytes());
+        row.extend(outputs.concat());
+        out.insert([txid, &first.to_be_bytes()].concat(), row);
+    }
+    Some(out)
+}
+
+/// How many outputs the body has whose first row has this key: after the inputs comes their
+/// count. A body is in as many rows as it needs, and the beginning of each says how many.
+fn outputs_of(bodies: &FrozenRows, first: &[u8]) -> Option<u32> {
+    let base = first.get(..NUMBER_BYTES)?;
+    let count = |bytes: &[u8]| Some(u64::from_le_bytes(*bytes.first_chunk()?));
+    let mut body = Vec::new();
+    for (_, row) in bodies.range(first.to_vec()..).take_while(|(key, _)| key.starts_with(base)) {
+        body.extend_from_slice(row.get(2..)?);
+    }
+    let inputs = usize::try_from(count(&body)?).ok()?;
+    let outputs = count(body.get(8..)?.get(inputs.checked_mul(INPUT_BYTES)?..)?)?;
+    u32::try_from(outputs).ok()
+}
