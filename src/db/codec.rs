@@ -18,8 +18,18 @@ pub(super) struct RowChange {
     pub(super) value: Option<Vec<u8>>,
 }
 
+/// Room that a row mostly needs.
+const ROW_CAPACITY: usize = 256;
+
 pub(super) fn encode<T: Serialize>(tree: TreeId, value: &T) -> Result<Vec<u8>, DatabaseError> {
-    bincode::serialize(value).map_err(|e| DatabaseError::corrupt(tree.name(), e))
+    let mut bytes = Vec::with_capacity(ROW_CAPACITY);
+    append(tree, &mut bytes, value)?;
+    Ok(bytes)
+}
+
+/// Writes a value behind what is there.
+pub(super) fn append<T: Serialize>(tree: TreeId, bytes: &mut Vec<u8>, value: &T) -> Result<(), DatabaseError> {
+    bincode::serialize_into(bytes, value).map_err(|e| DatabaseError::corrupt(tree.name(), e))
 }
 
 pub(super) fn decode<T: DeserializeOwned>(tree: TreeId, bytes: &[u8]) -> Result<T, DatabaseError> {
@@ -51,12 +61,13 @@ pub(super) fn put_record<T: Serialize>(
     key: &[u8],
     value: &T,
 ) -> Result<(), DatabaseError> {
-    let bytes = encode(tree, value)?;
+    // Mostly it is one row, and then nothing is written twice.
+    let mut row = Vec::with_capacity(ROW_CAPACITY);
+    row.extend_from_slice(&1_u16.to_be_bytes());
+    append(tree, &mut row, value)?;
+    let bytes = &row[2..];
     let parts = part_count(bytes.len())?;
     if parts == 1 {
-        let mut row = Vec::with_capacity(bytes.len() + 2);
-        row.extend_from_slice(&parts.to_be_bytes());
-        row.extend_from_slice(&bytes);
         rows.push(RowChange { tree, key: part_key(key, 0), value: Some(row) });
         return Ok(());
     }

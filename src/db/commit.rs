@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
-use super::codec::{RowChange, encode, put_record, record_parts, remove_record};
+use super::codec::{RowChange, append, encode, put_record, record_parts, remove_record};
 use super::confirmed::{Confirming, StoredConfirmed};
 use super::finals::put_finals;
 use super::guard::Stamp;
@@ -356,30 +356,31 @@ fn states_before(changes: &Changes) -> BTreeMap<OutPoint, Option<UTXOState>> {
     before
 }
 
-/// The batch's log entries, as many in a row as fit; the key is the first one's number.
+/// The batch's log entries, as many in a row as fit; the key is the first one's number. A row is
+/// a list: how many, then each.
 pub(super) fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Result<(), DatabaseError> {
-    let mut row: Vec<LogEntry> = Vec::new();
-    let mut bytes = 8;
-    let mut flush = |row: &mut Vec<LogEntry>, bytes: &mut usize| -> Result<(), DatabaseError> {
-        if !row.is_empty() {
-            let value = Some(encode(TreeId::Changes, row)?);
-            rows.push(RowChange { tree: TreeId::Changes, key: first.to_be_bytes().to_vec(), value });
-            first += row.len() as u64;
-            row.clear();
-            *bytes = 8;
-        }
-        Ok(())
+    const COUNT_BYTES: usize = size_of::<u64>();
+    let mut put = |mut row: Vec<u8>, count: u64| {
+        row[..COUNT_BYTES].copy_from_slice(&count.to_le_bytes());
+        rows.push(RowChange { tree: TreeId::Changes, key: first.to_be_bytes().to_vec(), value: Some(row) });
+        first += count;
     };
+    let (mut row, mut count) = (vec![0; COUNT_BYTES], 0);
     for entry in &changes.log {
-        let size = bincode::serialized_size(entry).map_err(|e| DatabaseError::corrupt("changes", e))?;
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if bytes + size > MAX_ROW_BYTES {
-            flush(&mut row, &mut bytes)?;
+        let end = row.len();
+        append(TreeId::Changes, &mut row, entry)?;
+        if row.len() > MAX_ROW_BYTES && count > 0 {
+            let next = [&[0; COUNT_BYTES], &row[end..]].concat();
+            row.truncate(end);
+            put(std::mem::replace(&mut row, next), count);
+            count = 0;
         }
-        row.push(*entry);
-        bytes += size;
+        count += 1;
     }
-    flush(&mut row, &mut bytes)
+    if count > 0 {
+        put(row, count);
+    }
+    Ok(())
 }
 
 fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
@@ -393,4 +394,34 @@ fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
         hasher.update(value);
     }
     *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::codec::decode;
+    use crate::types::BlockHash;
+
+    #[test]
+    fn the_log_is_written_in_full_rows_without_a_gap() {
+        let block =
+            |height: u64| LogEntry::Block { height, block_hash: BlockHash::from_bytes([5; 32]), timestamp_ms: height };
+        for entries in [0, 1, 137, 138, 139, 1_000] {
+            let changes = Changes { log: (1..=entries).map(block).collect(), ..Changes::default() };
+            let mut rows = Vec::new();
+            log_rows(&mut rows, &changes, 10).unwrap();
+            let (mut next, mut read) = (10_u64, Vec::new());
+            for row in &rows {
+                assert_eq!((row.tree, row.key.as_slice()), (TreeId::Changes, next.to_be_bytes().as_slice()));
+                let value = row.value.as_ref().unwrap();
+                assert!(value.len() <= MAX_ROW_BYTES);
+                let entries: Vec<LogEntry> = decode(TreeId::Changes, value).unwrap();
+                next += entries.len() as u64;
+                read.extend(entries);
+            }
+            assert_eq!(read, changes.log);
+            let all = bincode::serialized_size(&changes.log).unwrap();
+            assert!(rows.len() as u64 <= all.div_ceil(MAX_ROW_BYTES as u64 - 100), "rows are full");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use bech32::primitives::decode::UncheckedHrpstring;
 use bech32::{Bech32m, Hrp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::hash::tagged_hash;
+use super::hash::{deserialize_bytes, serialize_bytes, tagged_hash};
 use super::keys::PublicKey;
 
 /// Which network: it decides the prefix of addresses and the default ports.
@@ -192,12 +192,27 @@ impl fmt::Debug for Address {
     }
 }
 
+/// A payload as raw bytes.
+struct Payload([u8; Address::PAYLOAD_LEN]);
+
+impl Serialize for Payload {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_bytes(&self.0, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Payload {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_bytes(deserializer).map(Self)
+    }
+}
+
 impl Serialize for Address {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
             serializer.collect_str(self)
         } else {
-            (self.network, self.payload).serialize(serializer)
+            (self.network, Payload(self.payload)).serialize(serializer)
         }
     }
 }
@@ -209,7 +224,7 @@ impl<'de> Deserialize<'de> for Address {
             let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
             text.parse().map_err(D::Error::custom)
         } else {
-            let (network, payload) = <(Network, [u8; 21])>::deserialize(deserializer)?;
+            let (network, Payload(payload)) = Deserialize::deserialize(deserializer)?;
             Self::from_payload(network, payload).map_err(D::Error::custom)
         }
     }

@@ -1,6 +1,7 @@
 //! Tagged hashes and the 32-byte newtypes made of them.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -86,8 +87,13 @@ pub(super) fn serialize_bytes<const N: usize, S: Serializer>(
         serializer.serialize_str(std::str::from_utf8(text).map_err(serde::ser::Error::custom)?)
     } else {
         use serde::ser::SerializeTuple;
-        let mut tuple = serializer.serialize_tuple(N)?;
-        for byte in bytes {
+        // Eight at a time, which bincode writes as the same eight bytes.
+        let (words, rest) = bytes.as_chunks();
+        let mut tuple = serializer.serialize_tuple(words.len() + rest.len())?;
+        for word in words {
+            tuple.serialize_element(&u64::from_le_bytes(*word))?;
+        }
+        for byte in rest {
             tuple.serialize_element(byte)?;
         }
         tuple.end()
@@ -111,21 +117,44 @@ pub(super) fn deserialize_bytes<'de, const N: usize, D: Deserializer<'de>>(
 
         fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<[u8; N], A::Error> {
             let mut bytes = [0; N];
-            for (i, byte) in bytes.iter_mut().enumerate() {
-                *byte = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(i, &self))?;
+            let (words, rest) = bytes.as_chunks_mut();
+            for (i, word) in words.iter_mut().enumerate() {
+                let read: u64 = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(8 * i, &self))?;
+                *word = read.to_le_bytes();
+            }
+            for (i, byte) in rest.iter_mut().enumerate() {
+                *byte = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(N - N % 8 + i, &self))?;
             }
             Ok(bytes)
         }
     }
-    deserializer.deserialize_tuple(N, TupleVisitor::<N>)
+    deserializer.deserialize_tuple(N / 8 + N % 8, TupleVisitor::<N>)
+}
+
+/// In order of bytes. The first eight nearly always decide.
+pub(super) fn order<const N: usize>(a: &[u8; N], b: &[u8; N]) -> Ordering {
+    let first = |bytes: &[u8; N]| bytes.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    first(a).cmp(&first(b)).then_with(|| a.cmp(b))
 }
 
 /// Declares a newtype over raw bytes with hex text, ordering and serde.
 macro_rules! fixed_bytes {
     ($(#[$doc:meta])* $name:ident, $len:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         pub struct $name([u8; $len]);
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                $crate::types::hash::order(&self.0, &other.0)
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
 
         impl $name {
             /// The value with these raw bytes.
@@ -222,5 +251,46 @@ mod tests {
         let raw = bincode::serialize(&txid).unwrap();
         assert_eq!(raw, [7; 32]);
         assert_eq!(bincode::deserialize::<Txid>(&raw).unwrap(), txid);
+    }
+
+    /// Also where its length is no multiple of the words in which it is written.
+    #[test]
+    fn bytes_of_every_length_are_written_as_they_are() {
+        fn check<const N: usize>() {
+            struct Raw<const N: usize>([u8; N]);
+            impl<const N: usize> Serialize for Raw<N> {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    serialize_bytes(&self.0, serializer)
+                }
+            }
+            impl<'de, const N: usize> Deserialize<'de> for Raw<N> {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    deserialize_bytes(deserializer).map(Self)
+                }
+            }
+            let bytes: [u8; N] = std::array::from_fn(|i| u8::try_from(i + 1).unwrap());
+            let raw = bincode::serialize(&Raw(bytes)).unwrap();
+            assert_eq!(raw, bytes);
+            assert_eq!(bincode::deserialize::<Raw<N>>(&raw).unwrap().0, bytes);
+            assert!(bincode::deserialize::<Raw<N>>(&raw[1..]).is_err());
+        }
+        (check::<1>(), check::<8>(), check::<21>(), check::<32>(), check::<33>(), check::<64>());
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_bytes() {
+        let mut state = 1_u64;
+        for round in 0..10_000 {
+            let mut bytes = [[0_u8; 32]; 2];
+            for byte in bytes.iter_mut().flatten() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Few values, so that beginnings are often the same.
+                *byte = u8::try_from(state >> 56).unwrap() % 2 * 0xff;
+            }
+            let [a, b] = bytes.map(|bytes| if round % 2 == 0 { bytes } else { std::array::from_fn(|i| bytes[i % 9]) });
+            assert_eq!(Txid::from_bytes(a).cmp(&Txid::from_bytes(b)), a.cmp(&b));
+        }
+        let (low, high) = ([7; 32], std::array::from_fn(|i| if i == 31 { 8 } else { 7 }));
+        assert!(Txid::from_bytes(low) < Txid::from_bytes(high));
     }
 }
