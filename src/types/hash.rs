@@ -274,7 +274,12 @@ mod tests {
             assert_eq!(bincode::deserialize::<Raw<N>>(&raw).unwrap().0, bytes);
             assert!(bincode::deserialize::<Raw<N>>(&raw[1..]).is_err());
         }
-        (check::<1>(), check::<8>(), check::<21>(), check::<32>(), check::<33>(), check::<64>());
+        check::<1>();
+        check::<8>();
+        check::<21>();
+        check::<32>();
+        check::<33>();
+        check::<64>();
     }
 
     #[test]
