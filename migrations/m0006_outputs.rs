@@ -8,9 +8,15 @@
 //! - `count u64`, then for each output `tag u32` and what belongs to it: 0, it was spent and is
 //!   forgotten; 1, live: `output [u8; 33]`; 2, spent: `output [u8; 33] || the spender's txid`.
 //!
+//! A record of `transactions` stands under the number of its first body (`u64 BE`) and is a list:
+//! `count u64`, then the bodies. It has as many as fit into a part, and at least one.
+//!
 //! In schema 5 there was a row for each output, `output || state`, until it was pruned;
 //! `transactions` had a row `settled || number` under each txid; and the bodies stood in
-//! `bodies`, with the keys and values that `transactions` has now.
+//! `bodies`, each a record under its number.
+//!
+//! A record's rows have the keys `key || part u16 BE`, and values that begin with the number
+//! of parts (`u16 BE`); a part has at most 7,168 bytes.
 //!
 //! All of it is one transaction, so it takes memory for all that it changes. No schema
 //! before this one was released.
@@ -23,6 +29,7 @@ const OUTPUTS_IN_ROW: u32 = 4;
 const TXID_BYTES: usize = 32;
 const SETTLED_BYTES: usize = 8 + 4 + 8;
 const NUMBER_BYTES: usize = 8;
+const PART_BYTES: usize = 7 * 1024;
 /// An outpoint, a key, a signature.
 const INPUT_BYTES: usize = 32 + 4 + 32 + 64;
 /// An amount, a network, an address payload.
@@ -56,9 +63,8 @@ fn from(utxos: FrozenRows, transactions: FrozenRows, bodies: FrozenRows) -> Opti
     let mut made: BTreeMap<Vec<u8>, Made> = BTreeMap::new();
     for (txid, row) in &transactions {
         let (_, number) = row.split_at_checked(SETTLED_BYTES)?;
-        let number: [u8; NUMBER_BYTES] = number.try_into().ok()?;
-        let first = [u64::from_le_bytes(number).to_be_bytes().as_slice(), &[0, 0]].concat();
-        let outputs = outputs_of(&bodies, &first)?;
+        let number = u64::from_le_bytes(number.try_into().ok()?).to_be_bytes();
+        let outputs = outputs_of(&body_of(&bodies, &number)?)?;
         let forgotten = (0..outputs).map(|vout| (vout, FORGOTTEN.to_vec())).collect();
         made.insert(txid.clone(), Made { settled: Some(row.clone()), outputs: forgotten });
     }
@@ -84,10 +90,8 @@ fn from(utxos: FrozenRows, transactions: FrozenRows, bodies: FrozenRows) -> Opti
     out.retain(|(_, key, _)| !written.contains_key(key));
     out.extend(written.into_iter().map(|(key, row)| ("utxos", key, Some(row))));
     out.extend(transactions.into_keys().map(|txid| ("transactions", txid, None)));
-    for (key, body) in bodies {
-        out.push(("bodies", key.clone(), None));
-        out.push(("transactions", key, Some(body)));
-    }
+    out.extend(records_of(&bodies)?.into_iter().map(|(key, row)| ("transactions", key, Some(row))));
+    out.extend(bodies.into_keys().map(|key| ("bodies", key, None)));
     out.push(("meta", b"schema".to_vec(), Some(6_u32.to_le_bytes().to_vec())));
     Some(out)
 }
@@ -118,16 +122,54 @@ fn rows_of(txid: &[u8], made: &Made) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
     Some(out)
 }
 
-/// How many outputs the body has whose first row has this key: after the inputs comes their
-/// count. A body is in as many rows as it needs, and the beginning of each says how many.
-fn outputs_of(bodies: &FrozenRows, first: &[u8]) -> Option<u32> {
-    let base = first.get(..NUMBER_BYTES)?;
-    let count = |bytes: &[u8]| Some(u64::from_le_bytes(*bytes.first_chunk()?));
+/// The body of a number, put together from its parts.
+fn body_of(bodies: &FrozenRows, number: &[u8; NUMBER_BYTES]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
-    for (_, row) in bodies.range(first.to_vec()..).take_while(|(key, _)| key.starts_with(base)) {
+    for (_, row) in bodies.range(number.to_vec()..).take_while(|(key, _)| key.starts_with(number)) {
         body.extend_from_slice(row.get(2..)?);
     }
-    let inputs = usize::try_from(count(&body)?).ok()?;
+    Some(body)
+}
+
+/// How many outputs a body has: after the inputs comes their count.
+fn outputs_of(body: &[u8]) -> Option<u32> {
+    let count = |bytes: &[u8]| Some(u64::from_le_bytes(*bytes.first_chunk()?));
+    let inputs = usize::try_from(count(body)?).ok()?;
     let outputs = count(body.get(8..)?.get(inputs.checked_mul(INPUT_BYTES)?..)?)?;
     u32::try_from(outputs).ok()
+}
+
+/// The bodies, whose numbers have no gap, as many together as fit into a part.
+fn records_of(bodies: &FrozenRows) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let (mut out, mut open): (Vec<_>, Option<(u64, u64, Vec<u8>)>) = (Vec::new(), None);
+    for key in bodies.keys().filter(|key| key.ends_with(&[0, 0])) {
+        let number: [u8; NUMBER_BYTES] = key.get(..NUMBER_BYTES)?.try_into().ok()?;
+        let body = body_of(bodies, &number)?;
+        let full = |(_, _, list): &(u64, u64, Vec<u8>)| 8 + list.len() + body.len() > PART_BYTES;
+        if open.as_ref().is_some_and(full) {
+            out.extend(parts(open.take()?)?);
+        }
+        let number = u64::from_be_bytes(number);
+        let (first, count, list) = open.get_or_insert_with(|| (number, 0, Vec::new()));
+        if first.checked_add(*count)? != number {
+            return None;
+        }
+        *count += 1;
+        list.extend(body);
+    }
+    match open {
+        Some(open) => out.extend(parts(open)?),
+        None => {}
+    }
+    Some(out)
+}
+
+/// The rows of one record: the number of its first body, how many there are, and they.
+fn parts((first, count, list): (u64, u64, Vec<u8>)) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let record = [&count.to_le_bytes(), list.as_slice()].concat();
+    let parts = u16::try_from(record.len().div_ceil(PART_BYTES)).ok()?;
+    let row = |(part, bytes): (u16, &[u8])| {
+        ([first.to_be_bytes().as_slice(), &part.to_be_bytes()].concat(), [&parts.to_be_bytes(), bytes].concat())
+    };
+    Some((0..parts).zip(record.chunks(PART_BYTES)).map(row).collect())
 }

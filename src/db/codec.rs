@@ -18,6 +18,8 @@ pub(super) struct RowChange {
     pub(super) value: Option<Vec<u8>>,
 }
 
+/// Each row of a record begins with how many there are.
+const PARTS_BYTES: usize = size_of::<u16>();
 /// Room that a row mostly needs.
 const ROW_CAPACITY: usize = 256;
 
@@ -28,7 +30,7 @@ pub(super) fn encode<T: Serialize>(tree: TreeId, value: &T) -> Result<Vec<u8>, D
 }
 
 /// Writes a value behind what is there.
-pub(super) fn append<T: Serialize>(tree: TreeId, bytes: &mut Vec<u8>, value: &T) -> Result<(), DatabaseError> {
+fn append<T: Serialize>(tree: TreeId, bytes: &mut Vec<u8>, value: &T) -> Result<(), DatabaseError> {
     bincode::serialize_into(bytes, value).map_err(|e| DatabaseError::corrupt(tree.name(), e))
 }
 
@@ -54,30 +56,87 @@ fn part_count(bytes: usize) -> Result<u16, DatabaseError> {
     u16::try_from(bytes.div_ceil(MAX_ROW_BYTES).max(1)).map_err(|_| DatabaseError::corrupt("any", "record too long"))
 }
 
-/// Writes a record under `key`: the first row begins with the number of rows.
+/// Writes a record under `key`: each row begins with the number of rows.
 pub(super) fn put_record<T: Serialize>(
     rows: &mut Vec<RowChange>,
     tree: TreeId,
     key: &[u8],
     value: &T,
 ) -> Result<(), DatabaseError> {
-    // Mostly it is one row, and then nothing is written twice.
-    let mut row = Vec::with_capacity(ROW_CAPACITY);
-    row.extend_from_slice(&1_u16.to_be_bytes());
-    append(tree, &mut row, value)?;
-    let bytes = &row[2..];
-    let parts = part_count(bytes.len())?;
+    let mut record = Vec::with_capacity(ROW_CAPACITY);
+    record.extend_from_slice(&[0; PARTS_BYTES]);
+    append(tree, &mut record, value)?;
+    put_bytes(rows, tree, key, record)
+}
+
+/// Writes a record whose bytes stand behind the room for the number of rows. Mostly that is one,
+/// and then nothing is written twice.
+fn put_bytes(rows: &mut Vec<RowChange>, tree: TreeId, key: &[u8], mut record: Vec<u8>) -> Result<(), DatabaseError> {
+    let parts = part_count(record.len() - PARTS_BYTES)?;
     if parts == 1 {
-        rows.push(RowChange { tree, key: part_key(key, 0), value: Some(row) });
+        record[..PARTS_BYTES].copy_from_slice(&parts.to_be_bytes());
+        rows.push(RowChange { tree, key: part_key(key, 0), value: Some(record) });
         return Ok(());
     }
-    for (part, chunk) in (0..parts).zip(bytes.chunks(MAX_ROW_BYTES)) {
-        let mut row = Vec::with_capacity(chunk.len() + 2);
-        row.extend_from_slice(&parts.to_be_bytes());
-        row.extend_from_slice(chunk);
+    for (part, chunk) in (0..parts).zip(record[PARTS_BYTES..].chunks(MAX_ROW_BYTES)) {
+        let row = [&parts.to_be_bytes(), chunk].concat();
         rows.push(RowChange { tree, key: part_key(key, part), value: Some(row) });
     }
     Ok(())
+}
+
+/// Writes items that have consecutive numbers as rows of lists, each under the number of its first
+/// item and with as many as fit into a row: how many, then each.
+pub(super) fn put_lists<T: Serialize>(
+    rows: &mut Vec<RowChange>,
+    tree: TreeId,
+    first: u64,
+    items: impl Iterator<Item = T>,
+) -> Result<(), DatabaseError> {
+    gather(tree, 0, first, items, |first, row| {
+        rows.push(RowChange { tree, key: first.to_be_bytes().to_vec(), value: Some(row) });
+        Ok(())
+    })
+}
+
+/// The same as records: an item that does not fit into a row has a record of its own.
+pub(super) fn put_list_records<T: Serialize>(
+    rows: &mut Vec<RowChange>,
+    tree: TreeId,
+    first: u64,
+    items: impl Iterator<Item = T>,
+) -> Result<(), DatabaseError> {
+    gather(tree, PARTS_BYTES, first, items, |first, record| put_bytes(rows, tree, &first.to_be_bytes(), record))
+}
+
+/// Gathers items into lists behind so many bytes of room, and gives each with the number of its
+/// first item.
+fn gather<T: Serialize>(
+    tree: TreeId,
+    room: usize,
+    mut first: u64,
+    items: impl Iterator<Item = T>,
+    mut put: impl FnMut(u64, Vec<u8>) -> Result<(), DatabaseError>,
+) -> Result<(), DatabaseError> {
+    let counted = room..room + size_of::<u64>();
+    let (mut list, mut count) = (vec![0; counted.end], 0_u64);
+    for item in items {
+        let end = list.len();
+        append(tree, &mut list, &item)?;
+        if list.len() - room > MAX_ROW_BYTES && count > 0 {
+            let next = [vec![0; counted.end].as_slice(), &list[end..]].concat();
+            list.truncate(end);
+            list[counted.clone()].copy_from_slice(&count.to_le_bytes());
+            put(first, std::mem::replace(&mut list, next))?;
+            (first, count) = (first + count, 0);
+        }
+        count += 1;
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    list[counted].copy_from_slice(&count.to_le_bytes());
+    put(first, list)
 }
 
 /// Removes a record of `parts` rows.

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use super::DatabaseError;
-use super::codec::{RowChange, append, encode, put_record, record_parts, remove_record};
+use super::codec::{RowChange, encode, put_lists, put_record, record_parts, remove_record};
 use super::confirmed::{Confirming, StoredConfirmed};
 use super::finals::put_finals;
 use super::guard::Stamp;
@@ -16,7 +16,6 @@ use super::schema::{
 };
 use super::store::{Database, DurableHead};
 use crate::consensus::{Changes, LogEntry, Suspension};
-use crate::limits::MAX_ROW_BYTES;
 use crate::types::{OutPoint, Txid, UTXOState, UnixSeconds};
 
 /// Something that may leave the node: the commit that records it is on the platter.
@@ -356,31 +355,9 @@ fn states_before(changes: &Changes) -> BTreeMap<OutPoint, Option<UTXOState>> {
     before
 }
 
-/// The batch's log entries, as many in a row as fit; the key is the first one's number. A row is
-/// a list: how many, then each.
-pub(super) fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, mut first: u64) -> Result<(), DatabaseError> {
-    const COUNT_BYTES: usize = size_of::<u64>();
-    let mut put = |mut row: Vec<u8>, count: u64| {
-        row[..COUNT_BYTES].copy_from_slice(&count.to_le_bytes());
-        rows.push(RowChange { tree: TreeId::Changes, key: first.to_be_bytes().to_vec(), value: Some(row) });
-        first += count;
-    };
-    let (mut row, mut count) = (vec![0; COUNT_BYTES], 0);
-    for entry in &changes.log {
-        let end = row.len();
-        append(TreeId::Changes, &mut row, entry)?;
-        if row.len() > MAX_ROW_BYTES && count > 0 {
-            let next = [&[0; COUNT_BYTES], &row[end..]].concat();
-            row.truncate(end);
-            put(std::mem::replace(&mut row, next), count);
-            count = 0;
-        }
-        count += 1;
-    }
-    if count > 0 {
-        put(row, count);
-    }
-    Ok(())
+/// The batch's log entries; the first of them has this number.
+pub(super) fn log_rows(rows: &mut Vec<RowChange>, changes: &Changes, first: u64) -> Result<(), DatabaseError> {
+    put_lists(rows, TreeId::Changes, first, changes.log.iter())
 }
 
 fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
@@ -400,6 +377,7 @@ fn rows_digest(rows: &[RowChange]) -> [u8; 32] {
 mod tests {
     use super::*;
     use crate::db::codec::decode;
+    use crate::limits::MAX_ROW_BYTES;
     use crate::types::BlockHash;
 
     #[test]

@@ -14,7 +14,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DatabaseError;
-use super::codec::{RowChange, get_record, put_record, split_row_key};
+use super::codec::{RowChange, get_record, put_list_records, put_record, split_row_key};
 use super::engine::Tree;
 use super::outputs::get_row;
 use super::pack::StoredCertificates;
@@ -33,25 +33,25 @@ const PROOFS_IN_RECORD: usize = 64;
 /// are settled, and under which number, is written with their outputs.
 pub(super) fn put_finals<'a>(
     rows: &mut Vec<RowChange>,
-    mut number: u64,
+    number: u64,
     finals: impl Iterator<Item = &'a Finalized>,
 ) -> Result<(), DatabaseError> {
     let finals: Vec<_> = finals.collect();
-    for together in finals.chunks(PROOFS_IN_RECORD) {
-        let first = number;
-        for finalized in together {
-            put_body(rows, number, &finalized.transaction)?;
-            number += 1;
-        }
+    put_bodies(rows, number, finals.iter().map(|finalized| finalized.transaction.as_ref()))?;
+    for (first, together) in (number..).step_by(PROOFS_IN_RECORD).zip(finals.chunks(PROOFS_IN_RECORD)) {
         let proofs: Vec<&Certificate> = together.iter().filter_map(|f| f.certificate.as_deref()).collect();
         put_proofs(rows, first, &proofs)?;
     }
     Ok(())
 }
 
-/// Writes a settled transaction's body under a number that none has had.
-pub(super) fn put_body(rows: &mut Vec<RowChange>, number: u64, body: &Transaction) -> Result<(), DatabaseError> {
-    put_record(rows, TreeId::Transactions, &number.to_be_bytes(), &StoredTransaction::new(body))
+/// Writes the bodies of settled transactions; the first of them under a number that none has had.
+pub(super) fn put_bodies<'a>(
+    rows: &mut Vec<RowChange>,
+    first: u64,
+    bodies: impl Iterator<Item = &'a Transaction>,
+) -> Result<(), DatabaseError> {
+    put_list_records(rows, TreeId::Transactions, first, bodies.map(StoredTransaction::of))
 }
 
 /// Writes the proofs of transactions from `first` on, if there are any.
@@ -93,8 +93,18 @@ pub(super) fn body_at(bodies: &Tree, number: u64) -> Result<Transaction, Databas
 }
 
 fn stored_body_at(bodies: &Tree, number: u64) -> Result<StoredTransaction, DatabaseError> {
-    let body = get_record(bodies, TreeId::Transactions, &number.to_be_bytes())?;
-    body.ok_or_else(|| DatabaseError::corrupt("transactions", format!("number {number} is missing")))
+    let missing = || DatabaseError::corrupt("transactions", format!("number {number} is missing"));
+    let first = record_of(bodies, number)?.ok_or_else(missing)?;
+    let record: Option<Vec<StoredTransaction>> = get_record(bodies, TreeId::Transactions, &first.to_be_bytes())?;
+    let place = usize::try_from(number.saturating_sub(first)).unwrap_or(usize::MAX);
+    record.and_then(|record| record.into_iter().nth(place)).ok_or_else(missing)
+}
+
+/// The number under which the record stands that has, or would have, this one.
+pub(super) fn record_of(tree: &Tree, number: u64) -> Result<Option<u64>, DatabaseError> {
+    let last = [number.to_be_bytes().as_slice(), &[0xff; 2]].concat();
+    let before = tree.range(Bound::Unbounded, Bound::Included(last)).next_back().transpose()?;
+    Ok(before.and_then(|(key, _)| number_of(&key)))
 }
 
 /// The number of the next body.
@@ -102,8 +112,11 @@ pub(super) fn next_number(bodies: &Tree) -> Result<u64, DatabaseError> {
     let Some((key, _)) = bodies.range(Bound::Unbounded, Bound::Unbounded).next_back().transpose()? else {
         return Ok(0);
     };
-    let next = number_of(&key).filter(|number| *number < MAX_NUMBER).map(|number| number + 1);
-    next.ok_or_else(|| DatabaseError::corrupt("transactions", "a key that none can have"))
+    let wrong = || DatabaseError::corrupt("transactions", "a key that none can have");
+    let first = number_of(&key).filter(|number| *number < MAX_NUMBER).ok_or_else(wrong)?;
+    let record: Option<Vec<StoredTransaction>> = get_record(bodies, TreeId::Transactions, &first.to_be_bytes())?;
+    // A record without its first row is found by whoever reads it.
+    Ok(first + record.map_or(1, |record| record.len() as u64))
 }
 
 fn number_of(key: &[u8]) -> Option<u64> {
@@ -192,9 +205,7 @@ pub(super) fn places(body: &Transaction) -> usize {
 
 /// Which record of proofs has, or had, that of the transaction with this number.
 pub(super) fn proofs_of(trees: &Trees, number: u64) -> Result<Option<u64>, DatabaseError> {
-    let last = [number.to_be_bytes().as_slice(), &[0xff; 2]].concat();
-    let before = trees.get(TreeId::Proofs).range(Bound::Unbounded, Bound::Included(last)).next_back().transpose()?;
-    Ok(before.and_then(|(key, _)| number_of(&key)))
+    record_of(trees.get(TreeId::Proofs), number)
 }
 
 /// The proofs of one record.
@@ -202,4 +213,46 @@ pub(super) fn proofs_at(trees: &Trees, first: u64) -> Result<Vec<Certificate>, D
     let stored: Option<StoredCertificates> =
         get_record(trees.get(TreeId::Proofs), TreeId::Proofs, &first.to_be_bytes())?;
     stored.map_or(Ok(Vec::new()), |stored| stored.into_certificates(TreeId::Proofs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::engine::{Engine, MemoryDisk};
+    use crate::db::samples::{genesis, spend};
+    use crate::limits::MAX_ROW_BYTES;
+
+    /// A body of so many inputs.
+    fn body(inputs: usize, timestamp: i64) -> Transaction {
+        let (coin, _) = genesis().transaction().creates().next().unwrap();
+        let one = spend(coin, 1);
+        Transaction::from_parts(vec![one.inputs()[0].clone(); inputs], one.outputs().to_vec(), timestamp)
+    }
+
+    #[test]
+    fn each_body_is_found_under_its_number() {
+        let disk = MemoryDisk::new();
+        let (tree, engine) = (Tree::Memory(disk.clone(), TreeId::Transactions), Engine::Memory(disk.clone()));
+        assert_eq!(next_number(&tree).unwrap(), 0);
+        let sizes = [1; 70].into_iter().chain([256, 1, 1, 40, 40, 1, 256, 256, 1]);
+        let bodies: Vec<Transaction> = sizes.zip(0..).map(|(inputs, time)| body(inputs, time)).collect();
+        // What two commits settle.
+        for (first, of_commit) in [(0, &bodies[..50]), (50, &bodies[50..])] {
+            let mut rows = Vec::new();
+            put_bodies(&mut rows, first, of_commit.iter()).unwrap();
+            assert!(rows.iter().all(|row| row.value.as_ref().unwrap().len() <= MAX_ROW_BYTES + 2));
+            engine.apply(&rows).unwrap();
+            assert_eq!(next_number(&tree).unwrap(), first + of_commit.len() as u64);
+        }
+        for (number, body) in (0..).zip(&bodies) {
+            assert_eq!(body_at(&tree, number).unwrap(), *body);
+        }
+        body_at(&tree, bodies.len() as u64).unwrap_err();
+        let rows = disk.raw_rows("transactions").unwrap();
+        let large = 3 * (256 * 132_usize).div_ceil(MAX_ROW_BYTES);
+        assert!(rows.len() < large + 12, "small ones share a row: {}", rows.len());
+        let mut none = Vec::new();
+        put_bodies(&mut none, 7, std::iter::empty()).unwrap();
+        assert_eq!(none, []);
+    }
 }

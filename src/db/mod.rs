@@ -19,7 +19,7 @@
 //! | `locks` | commit number, part | bodies and `locked_at` of what the commit put into flight | kept while one of them is in flight; with `locked_at`, all inputs were locked for it |
 //! | `votes` | commit number, part | this member's votes of that commit | kept while one of their transactions is in flight |
 //! | `certificates` | commit number, part | C(T) and A(T) that the commit acted on or keeps for the chain | kept while one of their transactions is in flight; a vote `Commit` has its certificate |
-//! | `transactions` | number, part | body | one for each settled transaction; numbers rise with each that is settled |
+//! | `transactions` | number of the first, part | bodies, as many as fit in a row | one for each settled transaction; numbers rise with each that is settled, without a gap |
 //! | `proofs` | number of the first, part | F(T) of up to 64 transactions settled by one commit | whatever no block contains has its proof; kept until blocks that are pruned prove all of them |
 //! | `changes` | first sequence | [`LogEntry`] list | dense from 1; agrees with the states |
 //! | `subscriptions` | hash of subscriber id, part | [`Subscription`] | |

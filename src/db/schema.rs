@@ -166,6 +166,11 @@ impl StoredTransaction {
         }
     }
 
+    /// What is written of a body.
+    pub(super) fn of(transaction: &Transaction) -> impl Serialize + '_ {
+        (transaction.inputs(), transaction.outputs(), transaction.timestamp())
+    }
+
     pub(super) fn into_transaction(self) -> Transaction {
         Transaction::from_parts(self.inputs, self.outputs, self.timestamp)
     }
@@ -192,7 +197,7 @@ pub(super) struct StoredSettled {
     pub(super) number: u64,
 }
 
-/// A settled transaction, put together from the row of its outputs and its record of
+/// A settled transaction, put together from the row of its outputs and its body in
 /// `transactions`.
 #[derive(Debug, Clone)]
 pub(super) struct StoredFinal {

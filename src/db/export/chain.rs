@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::DatabaseError;
 use super::super::codec::{RowChange, put_record};
 use super::super::confirmed::{Confirming, StoredConfirmed};
-use super::super::finals::{is_final, put_body, put_proofs};
+use super::super::finals::{is_final, put_proofs};
 use super::super::outputs::{OutputRow, StoredOutput, row_of};
 use super::super::schema::{StoredSettled, TreeId, outpoint_key};
 use super::import::{Import, Recent, Stop};
@@ -112,7 +112,6 @@ impl Import<'_> {
             // What is in a block is proved by the block.
             self.check_certificate(&txid, certificate, height.is_none())?;
         }
-        put_body(&mut self.rows, self.next_body, &transaction)?;
         let settled = StoredSettled { settled, number: self.next_body };
         // What becomes of its outputs comes later, or is forgotten.
         for (first, row) in empty_rows(settled, &transaction) {
@@ -121,6 +120,7 @@ impl Import<'_> {
         put_proofs(&mut self.rows, self.next_body, certificate.as_slice())?;
         self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
+        self.bodies.push(transaction);
         let complete = |open: &OpenBlock| open.come == open.decided.block.transactions.len();
         if self.open.as_ref().is_some_and(complete) { self.close_block() } else { Ok(()) }
     }

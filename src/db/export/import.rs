@@ -14,7 +14,7 @@ use super::super::DatabaseError;
 use super::super::backup::{PutInPlace, fence_and_put, network_in};
 use super::super::codec::{RowChange, encode};
 use super::super::commit::log_rows;
-use super::super::finals::get_final;
+use super::super::finals::{get_final, put_bodies};
 use super::super::guard::{Agreement, Stamp};
 use super::super::inspect::Condition;
 use super::super::open::Storage;
@@ -98,6 +98,8 @@ pub(super) struct Import<'a> {
     pub(super) recent: HashMap<Txid, Recent>,
     /// The number of the next settled transaction's body.
     pub(super) next_body: u64,
+    /// The bodies before that one which have not been written yet.
+    pub(super) bodies: Vec<Transaction>,
     pub(super) seal: Seal,
     pub(super) tip: ChainTip,
     /// A block some of whose transactions have not come yet.
@@ -156,6 +158,7 @@ pub fn import(
         rows: Vec::new(),
         recent: HashMap::new(),
         next_body: 0,
+        bodies: Vec::new(),
         seal: Seal::default(),
         tip: ChainTip::of_genesis(genesis),
         open: None,
@@ -257,6 +260,8 @@ impl Import<'_> {
     /// Writes the gathered rows. Nobody reads them before the whole database is in place, so
     /// it does not matter what a crash leaves of them.
     pub(super) fn write(&mut self) -> Result<(), Stop> {
+        let bodies = std::mem::take(&mut self.bodies);
+        put_bodies(&mut self.rows, self.next_body - bodies.len() as u64, bodies.iter())?;
         if !self.rows.is_empty() {
             self.storage.engine.apply(&self.rows)?;
             self.storage.engine.sync()?;

@@ -20,7 +20,7 @@ use self::record::KeyRange;
 use super::DatabaseError;
 use super::confirmed::stretch_of;
 use super::engine::{Engine, MemoryDisk};
-use super::finals::get_settled;
+use super::finals::{get_settled, record_of};
 use super::flight::FlightTable;
 use super::guard::{Agreement, Stamp, compare};
 use super::open::{self, Storage};
@@ -221,7 +221,8 @@ impl Trees {
             let Some(StoredSettled { number, .. }) = settled else { return Ok(filter::under(&[0xff; 32])) };
             return Ok(match id {
                 TreeId::Confirmed => filter::under(&stretch_of(number)),
-                _ => filter::under(&number.to_be_bytes()),
+                // A record that may have others beside it.
+                _ => filter::under(&record_of(self.trees.get(id), number)?.unwrap_or(number).to_be_bytes()),
             });
         }
         let (from, to) = filter.range(id);

@@ -154,19 +154,22 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
         }),
         TreeId::Transactions => {
             let (trees, finals) = (trees.clone(), RecentFinals::default());
-            Box::new(records_within::<StoredTransaction>(tree, id, range.0, range.1).map(move |record| {
-                let (key, stored) = record?;
-                let transaction = Box::new(stored.into_transaction());
-                let txid = transaction.txid();
-                let stray = || {
-                    let what = format!("{txid}, number {}, is not settled here", number(&key));
-                    DatabaseError::corrupt(id.name(), what)
+            Box::new(records_within::<Vec<StoredTransaction>>(tree, id, range.0, range.1).flat_map(move |record| {
+                let one = |(number, stored): (u64, StoredTransaction)| {
+                    let transaction = Box::new(stored.into_transaction());
+                    let txid = transaction.txid();
+                    let stray =
+                        || DatabaseError::corrupt(id.name(), format!("{txid}, number {number}, is not settled here"));
+                    let settled = get_settled(&trees, &txid)?.filter(|settled| settled.number == number);
+                    let settled = settled.ok_or_else(stray)?.settled;
+                    let proof = finals.proof(&trees, &txid)?.map(Arc::unwrap_or_clone);
+                    let content = Content::Settled(transaction, settled, proof);
+                    Ok(Record { tree: id, key: txid.to_string(), content })
                 };
-                let settled = get_settled(&trees, &txid)?.filter(|settled| settled.number == number(&key));
-                let settled = settled.ok_or_else(stray)?.settled;
-                let proof = finals.proof(&trees, &txid)?.map(Arc::unwrap_or_clone);
-                let content = Content::Settled(transaction, settled, proof);
-                Ok(Record { tree: id, key: txid.to_string(), content })
+                match record {
+                    Ok((key, bodies)) => (number(&key)..).zip(bodies).map(one).collect::<Vec<_>>(),
+                    Err(error) => vec![Err(error)],
+                }
             }))
         }
         // Of an older schema nothing is shown.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::super::DatabaseError;
-use super::super::codec::{decode, records, split_row_key};
+use super::super::codec::{decode, records};
 use super::super::confirmed::confirmed_of_row;
-use super::super::engine::Tree;
 use super::super::finals::with_body;
 use super::super::outputs::{StoredOutput, get_output, output_rows};
 use super::super::pack::StoredCertificates;
-use super::super::schema::{TreeId, address_key, parse_outpoint_key};
+use super::super::schema::{StoredTransaction, TreeId, address_key, parse_outpoint_key};
 use super::{Check, Damage, Subject};
 use crate::consensus::{Dead, SignedTransaction, Verified, VoteKind};
 use crate::types::{Address, DecidedBlock, Height, OutPoint, Transaction, Txid, UTXOState, UtxoDigest};
@@ -163,7 +162,7 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
     }
     check_signatures(check, signed);
     proofs(subject, check)?;
-    let bodies = records_count(reader.tree(TreeId::Transactions))?;
+    let bodies = bodies_count(subject, check)?;
     check.ensure(settled == bodies, Damage::Ledger, || "transactions".into(), "some bodies are of nothing settled");
     if subject.committee.is_none() {
         check.left_out = Some("the members' signatures: the genesis file was not given".into());
@@ -199,10 +198,25 @@ fn proofs(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError>
     Ok(())
 }
 
-/// The number of records of a tree.
-fn records_count(tree: &Tree) -> Result<u64, DatabaseError> {
-    let is_first = |key: &[u8]| split_row_key(key).is_some_and(|(_, part)| part == 0);
-    tree.iter().try_fold(0, |n, row| row.map(|(key, _)| n + u64::from(is_first(&key))))
+/// The number of bodies, which have to follow one another without a gap.
+fn bodies_count(subject: &Subject<'_>, check: &mut Check) -> Result<u64, DatabaseError> {
+    let tree = subject.reader.tree(TreeId::Transactions);
+    let mut next = 0_u64;
+    for record in records::<Vec<StoredTransaction>>(tree, TreeId::Transactions) {
+        subject.tell(check);
+        let (key, bodies) = match record {
+            Ok(record) => record,
+            Err(error) => {
+                check.unreadable(Damage::Ledger, "transactions", error)?;
+                continue;
+            }
+        };
+        let place = || format!("transactions/{}", hex::encode(&key));
+        let dense = key == next.to_be_bytes() && !bodies.is_empty();
+        check.ensure(dense, Damage::Ledger, place, "it does not follow the record before");
+        next += bodies.len() as u64;
+    }
+    Ok(next)
 }
 
 fn check_signatures(check: &mut Check, signed: Vec<SignedTransaction>) {
