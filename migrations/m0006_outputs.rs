@@ -11,6 +11,9 @@
 //! A record of `transactions` stands under the number of its first body (`u64 BE`) and is a list:
 //! `count u64`, then the bodies. It has as many as fit into a part, and at least one.
 //!
+//! A new row of `meta`, if there is a row `pruned`: `forgotten`, `u64`. What blocks up to this height
+//! have spent may be forgotten: outputs are not pruned any more.
+//!
 //! In schema 5 there was a row for each output, `output || state`, until it was pruned;
 //! `transactions` had a row `settled || number` under each txid; and the bodies stood in
 //! `bodies`, each a record under its number.
@@ -56,10 +59,16 @@ struct Made {
 /// 5 wrote. `read` gives all rows of a tree.
 pub(crate) fn rows<E>(read: impl Fn(&'static str) -> Result<FrozenRows, E>) -> Result<Option<Vec<FrozenRow>>, E> {
     let (utxos, transactions, bodies) = (read("utxos")?, read("transactions")?, read("bodies")?);
-    Ok(from(utxos, transactions, bodies))
+    let pruned = read("meta")?.remove(b"pruned".as_slice());
+    Ok(from(utxos, transactions, bodies, pruned.as_deref()))
 }
 
-fn from(utxos: FrozenRows, transactions: FrozenRows, bodies: FrozenRows) -> Option<Vec<FrozenRow>> {
+fn from(
+    utxos: FrozenRows,
+    transactions: FrozenRows,
+    bodies: FrozenRows,
+    pruned: Option<&[u8]>,
+) -> Option<Vec<FrozenRow>> {
     let mut made: BTreeMap<Vec<u8>, Made> = BTreeMap::new();
     for (txid, row) in &transactions {
         let (_, number) = row.split_at_checked(SETTLED_BYTES)?;
@@ -92,6 +101,10 @@ fn from(utxos: FrozenRows, transactions: FrozenRows, bodies: FrozenRows) -> Opti
     out.extend(transactions.into_keys().map(|txid| ("transactions", txid, None)));
     out.extend(records_of(&bodies)?.into_iter().map(|(key, row)| ("transactions", key, Some(row))));
     out.extend(bodies.into_keys().map(|key| ("bodies", key, None)));
+    if let Some(pruned) = pruned {
+        let height = u64::from_le_bytes(*pruned.first_chunk()?).checked_add(1)?;
+        out.push(("meta", b"forgotten".to_vec(), Some(height.to_le_bytes().to_vec())));
+    }
     out.push(("meta", b"schema".to_vec(), Some(6_u32.to_le_bytes().to_vec())));
     Some(out)
 }
@@ -136,7 +149,7 @@ fn outputs_of(body: &[u8]) -> Option<u32> {
     let count = |bytes: &[u8]| Some(u64::from_le_bytes(*bytes.first_chunk()?));
     let inputs = usize::try_from(count(body)?).ok()?;
     let outputs = count(body.get(8..)?.get(inputs.checked_mul(INPUT_BYTES)?..)?)?;
-    u32::try_from(outputs).ok()
+    u32::try_from(outputs).ok().filter(|_| outputs <= (body.len() / OUTPUT_BYTES) as u64)
 }
 
 /// The bodies, whose numbers have no gap, as many together as fit into a part.

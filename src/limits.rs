@@ -139,6 +139,10 @@ pub const MAX_ROW_BYTES: usize = 7 * 1024;
 pub const RETENTION_BLOCKS: u64 = 604_800;
 /// Entries at the end of the change log that are held against the rest at each start.
 pub const MAX_CHECKED_AT_START: u64 = 100_000;
+/// Rows at the end of a tree that are walked both ways at each start.
+pub const MAX_LINKED_ROWS: usize = 8_192;
+/// Outputs around which the rows are walked both ways at each start.
+pub const MAX_LINKED_OUTPUTS: usize = 8_192;
 /// Rows that one commit forgets.
 pub const MAX_PRUNED_PER_COMMIT: usize = 256;
 

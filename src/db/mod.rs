@@ -65,8 +65,6 @@ mod verify;
 mod view;
 mod watcher;
 
-#[path = "../../migrations/m0001_initial.rs"]
-mod m0001_initial;
 #[path = "../../migrations/m0002_blocks.rs"]
 mod m0002_blocks;
 #[path = "../../migrations/m0003_fence.rs"]

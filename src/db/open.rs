@@ -1,7 +1,7 @@
 //! Opening what the rows lie on: never so that damage brings the caller down, never under a
 //! schema that this program does not know, and with a copy kept before a migration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::panic::AssertUnwindSafe;
@@ -13,14 +13,18 @@ use super::codec::{RowChange, decode, encode};
 use super::engine::{Engine, MemoryDisk, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
 use super::held::{Held, Nudge};
-use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, TreeId, meta};
+use super::outputs::{OUTPUTS_IN_ROW, OutputRow, StoredOutput, row_of};
+use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, address_key, meta, outpoint_key};
 use super::store::Trees;
 use super::{DatabaseError, FrozenRow, FrozenRows, switch};
-use crate::consensus::FenceState;
-use crate::types::{Genesis, PublicKey};
+use crate::consensus::{ChainTip, FenceState};
+use crate::types::{Genesis, OutPoint, PublicKey};
 
 /// sled's directory inside the data directory.
 pub(super) const DATABASE_DIR: &str = "db";
+
+/// Outputs of the genesis that one transaction writes: whole rows of them.
+const OUTPUTS_AT_ONCE: usize = 512 * OUTPUTS_IN_ROW as usize;
 
 /// Bytes that are read at once where a file is only read through.
 const READ_BYTES: usize = 1024 * 1024;
@@ -143,31 +147,47 @@ impl Storage {
     }
 
     /// Fills a new database: the genesis, then the stamp that says it is whole. Until that
-    /// stamp is there, opening starts over. With `fenced`, nothing that the genesis made may
-    /// be voted on before others have said what this member may have voted on.
+    /// stamp is there, opening starts over, and writes the same rows again. With `fenced`, nothing
+    /// that the genesis made may be voted on before others have said what this member may have
+    /// voted on.
     pub(super) fn initialise(
         &self,
         genesis: &Genesis,
         public_key: Option<PublicKey>,
         fenced: bool,
     ) -> Result<StoredNetwork, DatabaseError> {
-        for mut rows in super::m0001_initial::genesis(genesis) {
-            if fenced {
-                let places = rows.iter().filter(|(tree, ..)| *tree == TreeId::Utxos.name());
-                let fence: Vec<_> = places.map(|(_, key, _)| ("fence", key.clone(), Some(Vec::new()))).collect();
-                rows.extend(fence);
+        let mut outputs = genesis.transaction().creates().peekable();
+        while outputs.peek().is_some() {
+            let (mut rows, mut of_genesis) = (Vec::new(), BTreeMap::<OutPoint, OutputRow>::new());
+            for (outpoint, output) in outputs.by_ref().take(OUTPUTS_AT_ONCE) {
+                of_genesis.entry(row_of(&outpoint)).or_default().set(&outpoint, StoredOutput::Live(output));
+                let index = address_key(&output.address, &outpoint).to_vec();
+                rows.push(RowChange { tree: TreeId::Addresses, key: index, value: Some(Vec::new()) });
+                if fenced {
+                    let key = outpoint_key(&outpoint).to_vec();
+                    rows.push(RowChange { tree: TreeId::Fence, key, value: Some(Vec::new()) });
+                }
             }
+            of_genesis.iter().try_for_each(|(first, row)| row.put(&mut rows, first))?;
             // The stamp says that everything before it is there, so that has to be so first.
-            self.write(rows)?;
+            self.engine.apply(&rows)?;
+            self.engine.sync()?;
         }
-        let public_key = public_key.as_ref().map(PublicKey::as_bytes);
-        let mut stamp = super::m0001_initial::stamp(genesis, public_key, &rand::random());
+        let (hash, log_id) = (genesis.hash(), rand::random());
+        let network = StoredNetwork { network: genesis.network(), genesis_hash: hash, public_key, log_id };
+        let tip = StoredTip::new(&ChainTip::of_genesis(genesis), 1);
+        let mut stamp = vec![
+            (meta::CHAIN, encode(TreeId::Meta, &tip)?),
+            (meta::NETWORK, encode(TreeId::Meta, &network)?),
+            (meta::SCHEMA, encode(TreeId::Meta, &SCHEMA_VERSION)?),
+        ];
         if fenced {
-            stamp.push(("meta", meta::FENCE.to_vec(), Some(encode(TreeId::Meta, &FenceState::Asking)?)));
+            stamp.push((meta::FENCE, encode(TreeId::Meta, &FenceState::Asking)?));
         }
-        self.write(stamp)?;
-        self.migrate(genesis)?;
-        self.meta(meta::NETWORK)?.ok_or_else(|| DatabaseError::corrupt("meta", "no network after initialising"))
+        let row = |(key, value): (&[u8], _)| RowChange { tree: TreeId::Meta, key: key.to_vec(), value: Some(value) };
+        self.engine.apply(&stamp.into_iter().map(row).collect::<Vec<_>>())?;
+        self.engine.sync()?;
+        Ok(network)
     }
 
     /// Writes rows of a migration in one transaction, and syncs it.

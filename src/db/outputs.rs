@@ -94,7 +94,7 @@ impl OutputRow {
     /// All of them with their places.
     pub(super) fn each(&self, first: OutPoint) -> impl Iterator<Item = (OutPoint, StoredOutput)> + use<'_> {
         let place = move |vout| OutPoint { vout, ..first };
-        (first.vout..).map(place).zip(self.outputs.iter().copied())
+        (first.vout..=u32::MAX).map(place).zip(self.outputs.iter().copied())
     }
 }
 

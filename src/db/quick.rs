@@ -9,6 +9,7 @@
 //! is an error, or gives them as they were. `verify` looks at everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::DatabaseError;
 use super::codec::records;
@@ -16,11 +17,25 @@ use super::confirmed::last_confirmed;
 use super::finals::next_number;
 use super::kept::Kept;
 use super::open::read_meta;
-use super::schema::{TreeId, address_key, meta};
+use super::outputs::row_of;
+use super::schema::{TreeId, address_key, meta, outpoint_key};
 use super::store::Reader;
 use crate::consensus::{AgreementRecord, ChainTip, LogEntry, Recovered, Vote, VoteKind};
-use crate::limits::{FEED_READ, MAX_CHECKED_AT_START};
+use crate::limits::{FEED_READ, MAX_CHECKED_AT_START, MAX_LINKED_OUTPUTS, MAX_LINKED_ROWS};
 use crate::types::{BlockHash, Height, OutPoint, Output, Txid, UTXOState};
+
+/// The trees that grow at their ends, and those that are small.
+const ENDS: [TreeId; 7] = [
+    TreeId::Changes,
+    TreeId::Transactions,
+    TreeId::Proofs,
+    TreeId::Blocks,
+    TreeId::Confirmed,
+    TreeId::Dead,
+    TreeId::Subscriptions,
+];
+/// Rows that may stand in one page of sled's, and some of the page before.
+const ROWS_OF_A_PAGE: usize = 32;
 
 /// What a start goes on with, as far as it is looked at.
 pub(super) struct Start<'a> {
@@ -47,6 +62,7 @@ impl Start<'_> {
         })?;
         let lately = self.walk()?;
         self.check_ends()?;
+        self.check_links(&lately)?;
         for (outpoint, (output, state)) in &lately.outputs {
             self.check_output(outpoint, output, state)?;
         }
@@ -74,6 +90,28 @@ impl Start<'_> {
         ensure(behind.is_empty(), || format!("the change log goes on behind its last entry {}", self.sequence))?;
         let (last, next) = (last_confirmed(&reader.shared.trees)?, next_number(reader.tree(TreeId::Transactions))?);
         ensure(last.is_none_or(|last| last < next), || format!("a block has the body {last:?}, which is not here"))
+    }
+
+    /// Where a page of sled's has gone back to what it was before it was split, each row is found by
+    /// its key, and whoever walks through the tree passes over some. So the ends of the trees
+    /// that grow at their ends, and the places of the last outputs, are walked both ways.
+    fn check_links(&self, lately: &Lately) -> Result<(), DatabaseError> {
+        let linked = |id: TreeId, end: Bound<Vec<u8>>, most: usize| {
+            let linked = self.reader.tree(id).is_linked(end, most)?;
+            ensure(linked, || format!("rows of tree {} are passed over", id.name()))
+        };
+        for id in ENDS {
+            linked(id, Bound::Unbounded, MAX_LINKED_ROWS)?;
+        }
+        for (outpoint, (output, state)) in lately.outputs.iter().take(MAX_LINKED_OUTPUTS) {
+            let row = outpoint_key(&row_of(outpoint)).to_vec();
+            linked(TreeId::Utxos, Bound::Included(row), ROWS_OF_A_PAGE)?;
+            if state.is_live() {
+                let row = address_key(&output.address, outpoint).to_vec();
+                linked(TreeId::Addresses, Bound::Included(row), ROWS_OF_A_PAGE)?;
+            }
+        }
+        Ok(())
     }
 
     /// The end of the log, dense up to the last commit's number.
@@ -106,7 +144,7 @@ impl Start<'_> {
         let stands = utxo.map(|utxo| utxo.state);
         let forgotten = match state {
             // A program of an earlier schema forgot it before it forgot the log.
-            UTXOState::Confirmed { .. } => reader.is_forgotten(outpoint)?,
+            UTXOState::Confirmed { block_height, .. } => stands.is_none() && *block_height <= reader.forgotten()?,
             _ => false,
         };
         ensure(forgotten || stands == Some(*state), || {

@@ -94,6 +94,7 @@ pub(super) mod meta {
     pub(in crate::db) const CHAIN: &[u8] = b"chain";
     pub(in crate::db) const FENCE: &[u8] = b"fence";
     pub(in crate::db) const PRUNED: &[u8] = b"pruned";
+    pub(in crate::db) const FORGOTTEN: &[u8] = b"forgotten";
     pub(in crate::db) const KEPT: &[u8] = b"kept";
 }
 

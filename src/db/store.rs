@@ -17,7 +17,7 @@ use super::engine::{Engine, Tree};
 use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
-use super::outputs::{StoredOutput, get_output, output_rows, utxo_of};
+use super::outputs::{get_output, output_rows, utxo_of};
 use super::recent::Recent;
 use super::recover::MAX_NUMBER;
 use super::schema::{
@@ -303,9 +303,9 @@ impl Reader {
         self.shared.flights().lock(outpoint)
     }
 
-    /// Whether an output is known to have been spent long ago, and nothing else of it.
-    pub(super) fn is_forgotten(&self, outpoint: &OutPoint) -> Result<bool, DatabaseError> {
-        Ok(matches!(get_output(&self.shared.trees, outpoint)?, Some(StoredOutput::Forgotten)))
+    /// What blocks up to this height have spent may be forgotten, by a program of an earlier schema.
+    pub(super) fn forgotten(&self) -> Result<Height, DatabaseError> {
+        Ok(super::open::read_meta(&self.shared.trees, meta::FORGOTTEN)?.unwrap_or(0))
     }
 
     /// Every output that ever came into being and is not forgotten, in order of outpoint.

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 use super::feed::Feed;
@@ -214,18 +213,12 @@ impl UTXOProtocolHandler {
     ) -> Result<Durable<T>, Refusal> {
         let permit = Arc::clone(places).acquire_owned().await.map_err(internal)?;
         let reader = self.ledger.reader().clone();
-        let look = move || {
+        let done = tokio::task::spawn_blocking(move || {
             let result = look(&reader);
             drop(permit);
             result
-        };
-        let done = match Handle::current().runtime_flavor() {
-            // Here and now, while another thread takes over what else this one had to do: where
-            // all cores are busy, each thread that is waited for is a wait for a core.
-            RuntimeFlavor::MultiThread => tokio::task::block_in_place(look),
-            _ => tokio::task::spawn_blocking(look).await.map_err(internal)?,
-        };
-        done.map_err(internal)
+        });
+        done.await.map_err(internal)?.map_err(internal)
     }
 
     async fn transaction(

@@ -74,6 +74,7 @@ impl Import<'_> {
             let row = OutputRow { settled: None, outputs: vec![StoredOutput::Live(output)] };
             row.put(&mut self.rows, &outpoint)?;
             self.recent.insert(txid, Recent::Fees(output));
+            self.made += 1;
         }
         (self.tip.height, self.tip.hash, self.tip.timestamp_ms) = (block.height, hash, block.timestamp_ms);
         Ok(())
@@ -120,6 +121,7 @@ impl Import<'_> {
         put_proofs(&mut self.rows, self.next_body, certificate.as_slice())?;
         self.next_body += 1;
         self.recent.insert(txid, Recent::Settled(transaction.outputs().to_vec()));
+        self.made += transaction.outputs().len() as u64;
         self.bodies.push(transaction);
         let complete = |open: &OpenBlock| open.come == open.decided.block.transactions.len();
         if self.open.as_ref().is_some_and(complete) { self.close_block() } else { Ok(()) }

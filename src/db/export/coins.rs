@@ -16,6 +16,8 @@ use crate::types::{OutPoint, Output, Txid, UTXOState, UnixSeconds, UtxoDigest, U
 #[derive(Debug, Default)]
 pub(super) struct Coins {
     last: Option<OutPoint>,
+    /// How many there were.
+    pub(super) listed: u64,
     /// Of those that the chain has made and not spent.
     digest: UtxoDigest,
     live: u64,
@@ -46,6 +48,7 @@ impl Import<'_> {
             return Err(ImportFault::Unsorted.into());
         }
         self.coins.last = Some(outpoint);
+        self.coins.listed += 1;
         let in_chain = self.is_made(&outpoint, &output, &state)?;
         self.check_state(&outpoint, &state)?;
         let confirmed = matches!(state, UTXOState::Confirmed { .. });

@@ -106,7 +106,9 @@ pub(super) struct Import<'a> {
     pub(super) open: Option<OpenBlock>,
     /// What is settled and in no block, in order.
     pub(super) unconfirmed: Vec<Txid>,
-    /// What those spend, create and leave.
+    /// Outputs that the genesis, what is settled, and the fees of blocks have made.
+    pub(super) made: u64,
+    /// What those that are in no block spend, create and leave.
     pub(super) unconfirmed_inputs: u64,
     pub(super) unconfirmed_outputs: u64,
     pub(super) unpaid_fees: u64,
@@ -163,6 +165,7 @@ pub fn import(
         tip: ChainTip::of_genesis(genesis),
         open: None,
         unconfirmed: Vec::new(),
+        made: genesis.transaction().outputs().len() as u64,
         unconfirmed_inputs: 0,
         unconfirmed_outputs: 0,
         unpaid_fees: 0,
@@ -312,6 +315,11 @@ impl Import<'_> {
             (meta::NETWORK, encode(TreeId::Meta, network)?),
         ] {
             self.put(TreeId::Meta, key, value);
+        }
+        if self.coins.listed < self.made {
+            // Those that are not in the file were pruned by a program of an earlier schema.
+            let forgotten = encode(TreeId::Meta, &height.saturating_add(1))?;
+            self.put(TreeId::Meta, meta::FORGOTTEN, forgotten);
         }
         self.write()?;
         if commit > 0 {

@@ -167,7 +167,7 @@ pub(super) fn walk(trees: &Trees, id: TreeId, range: KeyRange, reader: Option<&R
                     Ok(Record { tree: id, key: txid.to_string(), content })
                 };
                 match record {
-                    Ok((key, bodies)) => (number(&key)..).zip(bodies).map(one).collect::<Vec<_>>(),
+                    Ok((key, bodies)) => (number(&key)..=u64::MAX).zip(bodies).map(one).collect::<Vec<_>>(),
                     Err(error) => vec![Err(error)],
                 }
             }))
@@ -312,6 +312,7 @@ fn meta_record(key: &[u8], value: &[u8]) -> Result<(String, Content), DatabaseEr
         }
         meta::FENCE => json!(decode::<FenceState>(id, value)?),
         meta::PRUNED => json!(decode::<Pruned>(id, value)?),
+        meta::FORGOTTEN => json!(decode::<Height>(id, value)?),
         meta::KEPT => json!(decode::<Kept>(id, value)?),
         meta::SUSPENSION => json!(String::from_utf8_lossy(value)),
         _ => json!(hex::encode(value)),

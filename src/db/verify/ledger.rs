@@ -106,7 +106,7 @@ pub(super) fn addresses(subject: &Subject<'_>, check: &mut Check) -> Result<(), 
 
 pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
     let reader = &subject.reader;
-    let (trees, pruned) = (&reader.shared.trees, reader.pruned()?);
+    let (trees, forgotten) = (&reader.shared.trees, reader.forgotten()?);
     let mut signed = Vec::new();
     let mut settled = 0;
     for row in output_rows(reader.tree(TreeId::Utxos)) {
@@ -133,8 +133,8 @@ pub(super) fn transactions(subject: &Subject<'_>, check: &mut Check) -> Result<(
             None => reader.proof(&txid)?.is_some_and(|proof| proof.kind == VoteKind::Commit),
         };
         check.ensure(proved, Damage::Ledger, place, "it is settled by neither a block nor a finality proof");
-        // What a later transaction has spent for good may have been pruned by an earlier program.
-        let forgets = (pruned.height > 0 || pruned.entries > 0) && height.is_some();
+        // Whoever has spent it was in no block before.
+        let forgets = height.is_some_and(|height| height <= forgotten);
         for (outpoint, output) in transaction.creates() {
             let whole = match get_output(trees, &outpoint)? {
                 Some(stored) => stored.output().map_or(forgets, |stored| stored == output),

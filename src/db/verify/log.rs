@@ -58,7 +58,7 @@ fn compare_states(
     check: &mut Check,
     last: &HashMap<OutPoint, Utxo>,
 ) -> Result<(), DatabaseError> {
-    let pruned = subject.reader.pruned()?;
+    let forgotten = subject.reader.forgotten()?;
     for (outpoint, Utxo { output, state }) in last {
         let stands = match subject.reader.utxo(outpoint) {
             Ok(Some(utxo)) => {
@@ -67,11 +67,9 @@ fn compare_states(
                 check.ensure(utxo.output == *output, Damage::Ledger, place, what);
                 Some(utxo.state)
             }
-            // It is pruned before the log is.
+            // A program of an earlier schema forgot it before it forgot the log.
             Ok(None) => match state {
-                UTXOState::Confirmed { block_height, .. } if *block_height <= pruned.height.saturating_add(1) => {
-                    continue;
-                }
+                UTXOState::Confirmed { block_height, .. } if *block_height <= forgotten => continue,
                 _ => None,
             },
             Err(error) if error.is_damage() => None,

@@ -18,6 +18,12 @@ const SPLIT: [(TreeId, Damage); 8] = [
 
 /// A row's key ends in its number, and its value begins with how many there are.
 pub(super) fn whole(subject: &Subject<'_>, check: &mut Check) -> Result<(), DatabaseError> {
+    for id in TreeId::OF_THIS_SCHEMA {
+        let tree = subject.reader.tree(*id);
+        let backwards = tree.iter().rev().try_fold(0, |rows, row| row.map(|_| rows + 1_u64));
+        let same = backwards? == tree.count()?;
+        check.ensure(same, Damage::Ledger, || id.name().into(), "rows are passed over: a page of it has gone back");
+    }
     for (tree, damage) in SPLIT {
         let mut open: Option<(Vec<u8>, u16, u16)> = None;
         for row in subject.reader.tree(tree).iter() {
