@@ -1,8 +1,10 @@
 //! What this module's own tests begin with: a genesis of one member and twenty coins of
 //! 1 to 20 units, and transactions that nobody signed.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use super::held::Held;
 use super::{Database, DatabaseError, MemoryDisk, Opened, Owner};
 use crate::types::{
     Address, Allocation, Amount, Genesis, Input, Network, OutPoint, Output, RawGenesis, RawMasternode, SecretKey,
@@ -58,4 +60,45 @@ pub(super) fn try_open_sample(
 ) -> Result<Opened, DatabaseError> {
     let public_key = member.then(|| key().public_key());
     Database::open_in_memory(disk, Owner { genesis, public_key, first_start })
+}
+
+/// Rows of the change log in what [`gone_back`] gives.
+pub(super) const ROWS_GONE_BACK: u64 = 3_000;
+
+/// Data directories in which a sector of sled's file is zeroed, so that a page of the change log has
+/// gone back to what it was before it was split: whoever walks forwards passes over rows, and
+/// each of them is found by its key. Most damaged sectors do something else.
+pub(super) fn gone_back() -> Vec<tempfile::TempDir> {
+    let open = |dir: &Path| {
+        let db = sled::Config::new().path(dir.join("db")).flush_every_ms(None).open()?;
+        let tree = db.open_tree("changes")?;
+        Ok::<_, sled::Error>((Held::new(db), Held::new(tree)))
+    };
+    let sound = tempfile::tempdir().expect("there is room");
+    let (db, tree) = open(sound.path()).expect("a new database opens");
+    for n in 0..ROWS_GONE_BACK {
+        tree.insert(n.to_be_bytes(), vec![5; 300]).expect("it takes rows");
+        if n % 8 == 7 {
+            db.flush().expect("it takes rows");
+        }
+    }
+    drop((tree, db));
+    let read = |name: &str| std::fs::read(sound.path().join("db").join(name)).expect("it is a file");
+    let (conf, file) = (read("conf"), read("db"));
+    let used = file.iter().rposition(|byte| *byte != 0).expect("there is something in it");
+    let damaged = (0..used / 512).step_by(29).filter_map(|sector| {
+        let dir = tempfile::tempdir().expect("there is room");
+        std::fs::create_dir(dir.path().join("db")).expect("it is empty");
+        let mut bytes = file.clone();
+        bytes[512 * sector..][..512].fill(0);
+        std::fs::write(dir.path().join("db").join("conf"), &conf).expect("there is room");
+        std::fs::write(dir.path().join("db").join("db"), &bytes).expect("there is room");
+        let (_db, tree) = std::panic::catch_unwind(|| open(dir.path())).ok()?.ok()?;
+        let all_there = (0..ROWS_GONE_BACK).all(|n| tree.get(n.to_be_bytes()).is_ok_and(|row| row.is_some()));
+        let walked = tree.iter().filter(Result::is_ok).count() as u64;
+        (all_there && walked < ROWS_GONE_BACK).then_some(dir)
+    });
+    let damaged: Vec<_> = damaged.collect();
+    assert!(!damaged.is_empty(), "no page has gone back");
+    damaged
 }
