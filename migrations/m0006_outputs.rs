@@ -152,33 +152,41 @@ fn outputs_of(body: &[u8]) -> Option<u32> {
     u32::try_from(outputs).ok().filter(|_| outputs <= (body.len() / OUTPUT_BYTES) as u64)
 }
 
+/// Bodies of one record: the number of the first, how many they are, and they.
+#[derive(Default)]
+struct Together {
+    first: u64,
+    count: u64,
+    list: Vec<u8>,
+}
+
 /// The bodies, whose numbers have no gap, as many together as fit into a part.
 fn records_of(bodies: &FrozenRows) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
-    let (mut out, mut open): (Vec<_>, Option<(u64, u64, Vec<u8>)>) = (Vec::new(), None);
+    let (mut out, mut open) = (Vec::new(), Together::default());
     for key in bodies.keys().filter(|key| key.ends_with(&[0, 0])) {
         let number: [u8; NUMBER_BYTES] = key.get(..NUMBER_BYTES)?.try_into().ok()?;
         let body = body_of(bodies, &number)?;
-        let full = |(_, _, list): &(u64, u64, Vec<u8>)| 8 + list.len() + body.len() > PART_BYTES;
-        if open.as_ref().is_some_and(full) {
-            out.extend(parts(open.take()?)?);
-        }
         let number = u64::from_be_bytes(number);
-        let (first, count, list) = open.get_or_insert_with(|| (number, 0, Vec::new()));
-        if first.checked_add(*count)? != number {
+        if open.count > 0 && 8 + open.list.len() + body.len() > PART_BYTES {
+            out.extend(parts(&std::mem::take(&mut open))?);
+        }
+        if open.count == 0 {
+            open.first = number;
+        }
+        if open.first.checked_add(open.count)? != number {
             return None;
         }
-        *count += 1;
-        list.extend(body);
+        open.count += 1;
+        open.list.extend(body);
     }
-    match open {
-        Some(open) => out.extend(parts(open)?),
-        None => {}
+    if open.count > 0 {
+        out.extend(parts(&open)?);
     }
     Some(out)
 }
 
-/// The rows of one record: the number of its first body, how many there are, and they.
-fn parts((first, count, list): (u64, u64, Vec<u8>)) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+/// The rows of one record.
+fn parts(Together { first, count, list }: &Together) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     let record = [&count.to_le_bytes(), list.as_slice()].concat();
     let parts = u16::try_from(record.len().div_ceil(PART_BYTES)).ok()?;
     let row = |(part, bytes): (u16, &[u8])| {
