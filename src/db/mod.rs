@@ -13,7 +13,7 @@
 //!
 //! | tree | key | value | what always holds |
 //! |---|---|---|---|
-//! | `meta` | name | `schema`, `network`, `head`, `chain`, `suspension`, `fence`, `pruned`, `kept` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set; `kept` counts the rows of `locks`, `votes`, `certificates`, `agreement` and `fence` |
+//! | `meta` | name | `schema`, `network`, `head`, `chain`, `suspension`, `fence`, `pruned`, `forgotten`, `kept` | `head` is written by each commit and fits the guard; `chain` is the tip, with the digest of the chain's UTXO set; `kept` counts the rows of `locks`, `votes`, `certificates`, `agreement` and `fence`; `forgotten` is there if a program before schema 6 pruned outputs |
 //! | `utxos` | txid, vout of the first | up to four outputs, each live or spent by a txid; in the first row of a settled transaction [`Settled`] and its number | state moves only along the protocol's transitions; that an output is locked follows from `locks`, that its spender is in the chain from `confirmed` |
 //! | `addresses` | address payload, txid, vout | empty | has a row for each unspent or locked output, and no other |
 //! | `locks` | commit number, part | bodies and `locked_at` of what the commit put into flight | kept while one of them is in flight; with `locked_at`, all inputs were locked for it |
