@@ -164,14 +164,8 @@ pub(super) fn finalized_by(entry: &LogEntry) -> Option<Txid> {
     }
 }
 
-/// What a commit changes of outputs.
-#[derive(Debug, Default)]
-struct OutputChanges {
-    /// The rows of `utxos` as they will be, by the first output of each.
-    rows: BTreeMap<OutPoint, OutputRow>,
-    /// The index by address has a row for each live output.
-    index: Vec<RowChange>,
-}
+/// Rows of `utxos` as they will be, by the first output of each.
+type OutputRows = BTreeMap<OutPoint, OutputRow>;
 
 impl Database {
     /// Writes a batch atomically and makes it durable; then, and only then, `outgoing`
@@ -181,8 +175,8 @@ impl Database {
             return Ok(Durable::new(outgoing));
         }
         let next_commit = self.head.commit + 1;
-        let outputs = self.output_changes(&batch.changes)?;
-        let mut rows = self.rows_of(&batch, &outputs, next_commit)?;
+        let (outputs, mut rows) = self.output_rows(&batch.changes)?;
+        self.other_rows(&mut rows, &batch, next_commit)?;
         let kept = self.kept.after(&self.shared.trees, &rows)?;
         let value = Some(encode(TreeId::Meta, &kept)?);
         rows.push(RowChange { tree: TreeId::Meta, key: meta::KEPT.to_vec(), value });
@@ -196,7 +190,7 @@ impl Database {
         self.shared.about_to_apply(next_commit, &batch.changes);
         self.engine.apply(&rows)?;
         self.shared.applied(next_commit, &batch.changes);
-        self.recent.follow(&batch.changes, outputs.rows, &rows, self.next_body);
+        self.recent.follow(&batch.changes, outputs, &rows, self.next_body);
         let unproved = batch.prune.as_ref().map_or(&[][..], PruneBatch::unproved);
         self.shared.finals.follow(&batch.changes.finalized, unproved);
         self.engine.sync()?;
@@ -208,26 +202,19 @@ impl Database {
         Ok(Durable::new(outgoing))
     }
 
-    fn rows_of(
-        &mut self,
-        batch: &CommitBatch,
-        outputs: &OutputChanges,
-        commit: u64,
-    ) -> Result<Vec<RowChange>, DatabaseError> {
+    /// All but the rows of outputs.
+    fn other_rows(&mut self, rows: &mut Vec<RowChange>, batch: &CommitBatch, commit: u64) -> Result<(), DatabaseError> {
         let changes = &batch.changes;
-        let mut rows = Vec::with_capacity(8 + 2 * changes.log.len());
-        outputs.rows.iter().try_for_each(|(first, row)| row.put(&mut rows, first))?;
-        rows.extend_from_slice(&outputs.index);
-        self.flight_rows.write(&mut rows, changes, commit)?;
-        put_finals(&mut rows, self.next_body, changes.finalized.values())?;
-        self.chain_rows(&mut rows, changes)?;
-        log_rows(&mut rows, changes, self.head.sequence + 1)?;
+        self.flight_rows.write(rows, changes, commit)?;
+        put_finals(rows, self.next_body, changes.finalized.values())?;
+        self.chain_rows(rows, changes)?;
+        log_rows(rows, changes, self.head.sequence + 1)?;
         for (key, subscription) in &batch.subscriptions {
             let key = key.as_bytes();
             let old = record_parts(self.shared.trees.get(TreeId::Subscriptions), TreeId::Subscriptions, key)?;
-            remove_record(&mut rows, TreeId::Subscriptions, key, old);
+            remove_record(rows, TreeId::Subscriptions, key, old);
             if let Some(subscription) = subscription {
-                put_record(&mut rows, TreeId::Subscriptions, key, subscription)?;
+                put_record(rows, TreeId::Subscriptions, key, subscription)?;
             }
         }
         if let Some(reason) = batch.suspension {
@@ -237,7 +224,7 @@ impl Database {
         if batch.lift_suspension {
             rows.push(RowChange { tree: TreeId::Meta, key: meta::SUSPENSION.to_vec(), value: None });
         }
-        fence_rows(&mut rows, changes)?;
+        fence_rows(rows, changes)?;
         if let Some(network) = &batch.network {
             let value = Some(encode(TreeId::Meta, network)?);
             rows.push(RowChange { tree: TreeId::Meta, key: meta::NETWORK.to_vec(), value });
@@ -246,26 +233,28 @@ impl Database {
             rows.extend(prune.rows()?);
         }
         rows.extend_from_slice(&batch.maintenance.0);
-        Ok(rows)
+        Ok(())
     }
 
-    /// Outputs that come into being or are spent, and transactions that are settled. What can
-    /// be derived is not written: that an output is locked (see `flight`), and that its spender
-    /// is in the chain (see `confirmed`).
-    fn output_changes(&self, changes: &Changes) -> Result<OutputChanges, DatabaseError> {
-        let (reader, before, mut out) = (self.reader(), states_before(changes), OutputChanges::default());
+    /// The rows of outputs that come into being or are spent, with the transactions that are
+    /// settled, and the index by address, which has a row for each live output. What can be
+    /// derived is not written: that an output is locked (see `flight`), and that its spender is in
+    /// the chain (see `confirmed`).
+    fn output_rows(&self, changes: &Changes) -> Result<(OutputRows, Vec<RowChange>), DatabaseError> {
+        let (reader, before) = (self.reader(), states_before(changes));
+        let (mut outputs, mut rows) = (OutputRows::new(), Vec::with_capacity(8 + 2 * changes.log.len()));
         for (outpoint, utxo) in &changes.utxos {
             let (before, is_live) = (before.get(outpoint).copied().flatten(), utxo.state.is_live());
             let was_live = before.is_some_and(|state| state.is_live());
             if was_live != is_live {
                 let key = address_key(&utxo.output.address, outpoint).to_vec();
-                out.index.push(RowChange { tree: TreeId::Addresses, key, value: is_live.then(Vec::new) });
+                rows.push(RowChange { tree: TreeId::Addresses, key, value: is_live.then(Vec::new) });
             }
             if before.is_some() && was_live == is_live {
                 continue;
             }
             let first = row_of(outpoint);
-            let row = match out.rows.entry(first) {
+            let row = match outputs.entry(first) {
                 Entry::Occupied(row) => row.into_mut(),
                 // Those of one transaction come into being together.
                 Entry::Vacant(place) if before.is_none() => place.insert(OutputRow::default()),
@@ -277,10 +266,11 @@ impl Database {
             row.set(outpoint, StoredOutput::of(utxo));
         }
         for ((txid, finalized), number) in changes.finalized.iter().zip(self.next_body..) {
-            let row = out.rows.entry(OutPoint { txid: *txid, vout: 0 }).or_default();
+            let row = outputs.entry(OutPoint { txid: *txid, vout: 0 }).or_default();
             row.settled = Some(StoredSettled { settled: finalized.settled, number });
         }
-        Ok(out)
+        outputs.iter().try_for_each(|(first, row)| row.put(&mut rows, first))?;
+        Ok((outputs, rows))
     }
 
     /// Blocks, what they did to transactions, the tip, and the agreement's log.

@@ -119,7 +119,7 @@ impl FlightTable {
                 let transaction = Arc::new(transaction.into_transaction());
                 let txid = transaction.txid();
                 rows.add(commit, txid);
-                if !has_ended(trees, &txid)? {
+                if !known_so(tolerant, has_ended(trees, &txid))? {
                     table.put(txid, &transaction, locked_at);
                 }
             }
@@ -153,7 +153,7 @@ impl FlightTable {
                 *parts = record_parts(trees.get(id), id, &commit.to_be_bytes())?;
             }
         }
-        table.drop_beaten_locks(trees)?;
+        table.drop_beaten_locks(trees, tolerant)?;
         votes.retain(|txid, _| table.flights.contains_key(txid));
         let ended: Vec<Txid> = rows.by_txid.keys().filter(|txid| !table.flights.contains_key(txid)).copied().collect();
         for txid in ended {
@@ -166,10 +166,11 @@ impl FlightTable {
     }
 
     /// A settled rival may have spent what is locked here; then the lock is no more.
-    fn drop_beaten_locks(&mut self, trees: &Trees) -> Result<(), DatabaseError> {
+    fn drop_beaten_locks(&mut self, trees: &Trees, tolerant: bool) -> Result<(), DatabaseError> {
         let mut beaten = BTreeSet::new();
         for outpoint in self.locks.keys() {
-            if !matches!(get_output(trees, outpoint)?, Some(StoredOutput::Live(_))) {
+            let spent = get_output(trees, outpoint).map(|output| !matches!(output, Some(StoredOutput::Live(_))));
+            if known_so(tolerant, spent)? {
                 beaten.insert(*outpoint);
             }
         }
@@ -185,6 +186,14 @@ impl FlightTable {
             certificates: flight.commit.iter().chain(&flight.abort).map(|c| c.as_ref().clone()).collect(),
         };
         self.flights.iter().map(of).collect()
+    }
+}
+
+/// What is so as far as it can be read, if whoever asks is `tolerant`.
+fn known_so(tolerant: bool, read: Result<bool, DatabaseError>) -> Result<bool, DatabaseError> {
+    match read {
+        Err(error) if tolerant && error.is_damage() => Ok(false),
+        read => read,
     }
 }
 

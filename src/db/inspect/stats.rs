@@ -190,9 +190,19 @@ impl Trees {
             (Some(reader), Some(tip)) => {
                 let live = outputs.values().filter_map(|stats: &StateStats| stats.amount);
                 let live = live.fold(0, u64::saturating_add);
-                let (unpaid_fees, allocated) = (unpaid_fees(reader)?, tip.supply.units());
-                let conserved = live.saturating_add(unpaid_fees) == allocated;
-                Some(SupplyStats { live, unpaid_fees, allocated, conserved })
+                let allocated = tip.supply.units();
+                match unpaid_fees(reader) {
+                    Ok(unpaid_fees) => {
+                        let conserved = live.saturating_add(unpaid_fees) == allocated;
+                        Some(SupplyStats { live, unpaid_fees, allocated, conserved })
+                    }
+                    // A row that was counted already, or one that nothing else here decodes.
+                    Err(error) if error.is_damage() => {
+                        unreadable = unreadable.max(1);
+                        None
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             _ => None,
         };
