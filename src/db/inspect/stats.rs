@@ -171,7 +171,7 @@ impl Trees {
                 size.rows += 1;
                 size.bytes += (key.len() + value.len()) as u64;
                 if id == TreeId::Utxos && !older {
-                    unreadable += self.count_outputs(&mut outputs, reader.as_ref(), &key, &value);
+                    unreadable += self.count_outputs(&mut outputs, reader.as_ref(), &key, &value)?;
                 }
                 if size.rows.is_multiple_of(TELL_EVERY) {
                     progress(id.name(), size.rows);
@@ -242,18 +242,19 @@ impl Trees {
         reader: Option<&Reader>,
         key: &[u8],
         row: &[u8],
-    ) -> u64 {
-        let (Ok(first), Ok(row)) = (parse_row_key(key), OutputRow::decode(row)) else { return 1 };
+    ) -> Result<u64, DatabaseError> {
+        let (Ok(first), Ok(row)) = (parse_row_key(key), OutputRow::decode(row)) else { return Ok(1) };
         let mut unreadable = 0;
         for (outpoint, stored) in row.each(first) {
             let lock = reader.and_then(|reader| reader.lock(&outpoint));
             let utxo = match utxo_of(&self.trees, &stored, lock) {
                 Ok(Some(utxo)) => utxo,
                 Ok(None) => continue,
-                Err(_) => {
+                Err(error) if error.is_damage() => {
                     unreadable += 1;
                     continue;
                 }
+                Err(error) => return Err(error),
             };
             let stats = outputs.entry(utxo.state.name().to_owned()).or_default();
             stats.count += 1;
@@ -261,7 +262,7 @@ impl Trees {
                 stats.amount = Some(stats.amount.unwrap_or(0).saturating_add(utxo.output.amount.units()));
             }
         }
-        unreadable
+        Ok(unreadable)
     }
 }
 
