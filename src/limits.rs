@@ -44,7 +44,9 @@ pub const MAX_BLOCKS_PER_REQUEST: usize = 256;
 /// Entries of the decided blocks that wait for their transactions' bodies.
 pub const MAX_QUEUED_ENTRIES: usize = 32_768;
 /// Bodies that are asked for at once.
-pub const MAX_BODIES_ASKED: usize = 2_048;
+pub const MAX_BODIES_ASKED: usize = 4_096;
+/// Questions for bodies that one member has to answer at a time.
+pub const MAX_LOTS_OF_A_MEMBER: usize = 2;
 /// How long an answer may take before another member is asked.
 pub const SYNC_ANSWER_MS: u64 = 3_000;
 /// How long a member that served a bad history is not asked.

@@ -5,16 +5,27 @@
 #[path = "support/core_member.rs"]
 mod core_member;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use core_member::Member;
-use core_member::core_net::COIN;
+use core_member::core_net::{COIN, COINS, MIN_FEE};
 use time_masternode::consensus::{Action, Event, MemberIndex, Source, Vote, VoteKind};
-use time_masternode::limits::SYNC_ANSWER_MS;
-use time_masternode::types::{Height, Txid, UTXOState};
+use time_masternode::limits::{MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS};
+use time_masternode::types::{Height, OutPoint, Transaction, Txid, UTXOState};
 
 fn requests(actions: &[Action], wanted: Txid) -> usize {
-    actions.iter().filter(|action| matches!(action, Action::Request { txid, .. } if *txid == wanted)).count()
+    let of_one = actions.iter().filter(|action| matches!(action, Action::Request { txid, .. } if *txid == wanted));
+    of_one.count() + lots(actions).iter().filter(|(_, txids)| txids.contains(&wanted)).count()
+}
+
+/// The questions for bodies that the chain needs: whom, and which.
+fn lots(actions: &[Action]) -> Vec<(MemberIndex, Vec<Txid>)> {
+    let lot = |action: &Action| match action {
+        Action::RequestBodies { to, txids } => Some((*to, txids.clone())),
+        _ => None,
+    };
+    actions.iter().filter_map(lot).collect()
 }
 
 /// A liar aborts in its block what has C(T) and no A(T). Every member asks for A(T), which
@@ -86,6 +97,94 @@ fn one_members_word_does_not_end_an_observers_catching_up() {
     }
     assert!(!observer.machine.is_behind(), "one of two is honest");
     assert_eq!(asked(&actions), [], "from now on it asks now and then");
+}
+
+/// A member that is behind by a block of `payments`, most of which spend what others in it made;
+/// and what it asks for.
+fn behind_by(payments: usize) -> (Member, Vec<Arc<Transaction>>, Vec<Action>) {
+    let mut member = Member::new();
+    let setting = Arc::clone(&member.setting);
+    let mut coins: Vec<_> = (0..COINS).map(|wallet| (setting.coin(wallet), COIN, wallet)).collect();
+    let mut chain = Vec::new();
+    for i in 0..payments {
+        let place = i % coins.len();
+        let (coin, amount, wallet) = &mut coins[place];
+        *amount -= MIN_FEE;
+        let payment = setting.pay(&[(*coin, *wallet)], &[(*amount, *wallet)], 0);
+        *coin = OutPoint { txid: payment.txid(), vout: 0 };
+        chain.push(payment);
+    }
+    for other in 1..4 {
+        member.hear(Event::Connected(setting.member(other)));
+        member.hear(Event::Height { member: setting.member(other), height: 1 });
+    }
+    let block = member.block(chain.iter().map(|payment| payment.txid()).collect(), Vec::new());
+    let (changes, actions) = member.hear_decided(block);
+    assert!(changes.blocks.is_empty(), "its payments are unknown");
+    (member, chain, actions)
+}
+
+/// Bodies that a decided block needs come with their certificates. Those must not make the node
+/// ask for the bodies once more, of everybody: the answers would be in the way of the block.
+#[test]
+fn what_a_decided_block_needs_is_asked_for_once() {
+    let (mut member, chain, first) = behind_by(300);
+    let (last, others) = chain.split_last().unwrap();
+    for payment in &chain {
+        assert_eq!(requests(&first, payment.txid()), 1);
+    }
+    let mut actions = Vec::new();
+    for payment in others {
+        actions.extend(member.hear_transaction(payment, Source::Answer));
+        actions.extend(member.hear_certificate(VoteKind::Commit, payment.txid()));
+        // And votes on what comes after it, whose body is unknown as well.
+        let votes = vec![Vote { kind: VoteKind::Commit, txid: last.txid() }];
+        actions.extend(member.hear(Event::Votes(member.setting.batch(3, votes))));
+    }
+    for _ in 0..10 {
+        member.now_ms += 200;
+        actions.extend(member.hear(Event::Tick));
+    }
+    assert_eq!(chain.iter().map(|payment| requests(&actions, payment.txid())).sum::<usize>(), 0);
+    member.now_ms += SYNC_ANSWER_MS;
+    let again = member.hear(Event::Tick);
+    assert_eq!(lots(&again).into_iter().map(|(_, txids)| txids).collect::<Vec<_>>(), [[last.txid()]]);
+    assert_ne!(lots(&again)[0].0, lots(&first)[0].0, "another member may have it");
+    member.hear_transaction(last, Source::Answer);
+    assert_eq!(member.machine.height(), 1);
+}
+
+/// The bodies of a large block are asked for of all members, as many at a time as an answer
+/// has; whoever has answered is asked for the next at once, and one that never answers holds
+/// nothing up for long.
+#[test]
+fn a_large_block_comes_from_all_who_answer() {
+    let (mut member, chain, first) = behind_by(4_000);
+    let silent = member.setting.member(3);
+    let bodies: BTreeMap<Txid, &Arc<Transaction>> = chain.iter().map(|payment| (payment.txid(), payment)).collect();
+    let mut open: VecDeque<_> = lots(&first).into();
+    let asked: BTreeSet<_> = open.iter().map(|(to, _)| *to).collect();
+    assert_eq!(asked.len(), 3, "all are asked");
+    let most = open.iter().map(|(_, txids)| txids.len()).max().unwrap();
+    assert!(most < MAX_TRANSACTIONS_PER_REQUEST / 2, "{most} with their certificates in one answer");
+    let (mut waits, mut left_to_silent) = (0, 0);
+    while member.machine.height() == 0 {
+        let Some((to, txids)) = open.pop_front() else {
+            waits += 1;
+            assert!(waits <= 2, "it waits for one that was silent before");
+            member.now_ms += SYNC_ANSWER_MS;
+            open.extend(lots(&member.hear(Event::Tick)));
+            continue;
+        };
+        if to == silent {
+            left_to_silent += txids.len();
+            continue;
+        }
+        for txid in &txids {
+            open.extend(lots(&member.hear_transaction(bodies[txid], Source::Answer)));
+        }
+    }
+    assert!(left_to_silent <= 4 * most, "{left_to_silent} of the bodies were asked of one that is silent");
 }
 
 /// B contradicts A and C, which do not contradict each other. The chain settles A, which

@@ -367,10 +367,11 @@ impl Outcome {
     /// Bodies that are asked for, and of whom.
     fn requests(&self) -> Vec<(Option<usize>, Txid)> {
         let request = |action: &Action| match action {
-            Action::Request { to, txid } => Some((to.map(|to| to.get()), *txid)),
-            _ => None,
+            Action::Request { to, txid } => vec![(to.map(|to| to.get()), *txid)],
+            Action::RequestBodies { to, txids } => txids.iter().map(|txid| (Some(to.get()), *txid)).collect(),
+            _ => Vec::new(),
         };
-        self.actions.iter().filter_map(request).collect()
+        self.actions.iter().flat_map(request).collect()
     }
 
     fn resent(&self) -> Vec<Vote> {

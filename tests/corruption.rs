@@ -29,7 +29,7 @@ use faults::trace::read_trace;
 use faults::traffic::Traffic;
 use faults::{Dice, Member, Outcome, PATIENCE, Process, Watch, number, seed, tail, wait_ready};
 use serde::{Deserialize, Serialize};
-use support::TestNet;
+use support::{TestNet, in_sled};
 use time_masternode::config::read_genesis;
 
 /// Damages of one run of the network.
@@ -421,16 +421,16 @@ async fn no_row_is_lost_in_silence() {
     let mut met = BTreeMap::<String, u64>::new();
     for tree in ["changes", "utxos", "addresses", "transactions", "confirmed", "blocks", "locks", "votes"] {
         put_image(&directory, &used.now);
-        let db = sled::Config::new().path(directory.join("db")).flush_every_ms(None).open().unwrap();
-        let rows = db.open_tree(tree).unwrap();
-        // What the genesis made and nobody spent is in no log.
-        let made_by_genesis = |key: &[u8]| key.windows(32).any(|part| part == genesis.as_bytes());
-        let keys: Vec<_> = rows.iter().keys().map(Result::unwrap).filter(|key| !made_by_genesis(key)).collect();
-        assert!(!keys.is_empty(), "{tree} has no rows");
-        let key = &keys[dice.index(keys.len())];
-        rows.remove(key).unwrap();
-        db.flush().unwrap();
-        drop((rows, db));
+        let key = in_sled(&directory, |db| {
+            let rows = db.open_tree(tree).unwrap();
+            // What the genesis made and nobody spent is in no log.
+            let made_by_genesis = |key: &[u8]| key.windows(32).any(|part| part == genesis.as_bytes());
+            let mut keys: Vec<_> = rows.iter().keys().map(Result::unwrap).filter(|key| !made_by_genesis(key)).collect();
+            assert!(!keys.is_empty(), "{tree} has no rows");
+            let key = keys.swap_remove(dice.index(keys.len()));
+            rows.remove(&key).unwrap();
+            key
+        });
         let image = image_of(&directory);
         match meet(&used, &image) {
             Ok(how) => *met.entry(format!("{tree}: {how}")).or_default() += 1,

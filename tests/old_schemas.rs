@@ -21,7 +21,7 @@ use faults::disk::{Disk, Image, Loss, image_of, put_image};
 use faults::trace::{Record, read_trace};
 use faults::{Dice, Watch, number, seed};
 use serde_json::{Value, json};
-use support::{Coin, Link, TestNet, until};
+use support::{Coin, Link, TestNet, in_sled, until};
 use time_masternode::consensus::{Rules, Vote, VoteKind, check_form, sign_batch};
 use time_masternode::db::SCHEMA_VERSION;
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe};
@@ -166,9 +166,7 @@ fn names(data_dir: &Path) -> BTreeSet<PathBuf> {
 }
 
 fn set_schema(data_dir: &Path, schema: u32) {
-    let db = sled::Config::new().path(data_dir.join("db")).open().unwrap();
-    db.open_tree("meta").unwrap().insert("schema", &schema.to_le_bytes()).unwrap();
-    db.flush().unwrap();
+    in_sled(data_dir, |db| db.open_tree("meta").unwrap().insert("schema", &schema.to_le_bytes()).unwrap());
 }
 
 /// Nothing is wrong, in any invariant.
@@ -619,18 +617,16 @@ fn what_was_pruned_before_is_not_missed() {
     let left = Left::by(5);
     let data_dir = left.data_dir();
     let tip = left.tree("meta").iter().find(|(key, _)| *key == "chain").unwrap().1["height"].as_u64().unwrap();
-    let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
-    let (utxos, meta) = (db.open_tree("utxos").unwrap(), db.open_tree("meta").unwrap());
     let in_chain = left.tree("utxos").into_iter().filter(|(_, row)| !row["state"]["Confirmed"].is_null());
     let spent: Vec<OutPoint> = in_chain.map(|(key, _)| key.parse().unwrap()).collect();
     assert!(spent.len() > 4);
-    for OutPoint { txid, vout } in &spent {
-        assert!(utxos.remove([txid.as_bytes().as_slice(), &vout.to_be_bytes()].concat()).unwrap().is_some());
-    }
-    let pruned = [tip - 1, 1, 0].map(u64::to_le_bytes).concat();
-    meta.insert("pruned", pruned).unwrap();
-    db.flush().unwrap();
-    drop((utxos, meta, db));
+    in_sled(&data_dir, |db| {
+        let (utxos, meta) = (db.open_tree("utxos").unwrap(), db.open_tree("meta").unwrap());
+        for OutPoint { txid, vout } in &spent {
+            assert!(utxos.remove([txid.as_bytes().as_slice(), &vout.to_be_bytes()].concat()).unwrap().is_some());
+        }
+        meta.insert("pruned", [tip - 1, 1, 0].map(u64::to_le_bytes).concat()).unwrap();
+    });
     json_of(&data_dir, &["migrate", "--genesis", &left.genesis()], 0);
     assert_sound(&left, &data_dir);
     let dumped = json_of(&data_dir, &["dump"], 0);
@@ -647,9 +643,6 @@ fn what_was_pruned_before_is_not_missed() {
     json_of(&imported, &["import", file.to_str().unwrap(), "--genesis", &left.genesis()], 0);
     assert_sound(&left, &imported);
     // Nothing is forgotten any more, so what is lost from now on is.
-    let db = sled::Config::new().path(fresh.join("db")).flush_every_ms(None).open().unwrap();
-    db.open_tree("meta").unwrap().remove("forgotten").unwrap().unwrap();
-    db.flush().unwrap();
-    drop(db);
+    in_sled(&fresh, |db| db.open_tree("meta").unwrap().remove("forgotten").unwrap().unwrap());
     json_of(&fresh, &["verify"], 1);
 }

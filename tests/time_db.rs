@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Coin, TestNet};
+use support::{Coin, TestNet, in_sled, until_closed};
 use time_masternode::net::TransactionStatusKind;
 use time_masternode::types::{Address, SecretKey, Transaction};
 use tool::{copy, failure, json_of, rows, stderr, stdout, time_db, until_confirmed};
@@ -278,13 +278,6 @@ fn configuration(used: &Used) {
     assert!(stderr(&neither).contains("data_dir"), "{}", stderr(&neither));
 }
 
-/// Opens sled itself, as no program of this project would.
-fn tamper(data_dir: &Path, change: impl FnOnce(&sled::Db)) {
-    let db = sled::Config::new().path(data_dir.join("db")).open().unwrap();
-    change(&db);
-    db.flush().unwrap();
-}
-
 #[tokio::test]
 async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
     let mut net = TestNet::running(1);
@@ -312,7 +305,7 @@ async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
 
     let future = net.directory().join("future");
     copy(&dir, &future);
-    tamper(&future, |db| {
+    in_sled(&future, |db| {
         let schema = 99_u32.to_le_bytes();
         db.open_tree("meta").unwrap().insert("schema", &schema).unwrap();
     });
@@ -338,7 +331,7 @@ async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
         let torn = net.directory().join(format!("torn-{rows}"));
         copy(&dir, &torn);
         let mut key = None;
-        tamper(&torn, |db| {
+        in_sled(&torn, |db| {
             let utxos = db.open_tree("utxos").unwrap();
             key = utxos.iter().keys().nth(rows).map(Result::unwrap);
             key.iter().for_each(|key| assert!(utxos.insert(key, b"?").unwrap().is_some()));
@@ -358,9 +351,9 @@ async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
     // A tree that an older schema has not got is not made by looking.
     let older = net.directory().join("older");
     copy(&dir, &older);
-    tamper(&older, |db| assert!(db.drop_tree("fence").unwrap()));
+    in_sled(&older, |db| assert!(db.drop_tree("fence").unwrap()));
     assert!(time_db(&older, &["dump"]).status.success());
-    tamper(&older, |db| assert!(!db.tree_names().iter().any(|name| *name == b"fence")));
+    in_sled(&older, |db| assert!(!db.tree_names().iter().any(|name| *name == b"fence")));
 }
 
 /// Damaged files: whatever sled makes of them, the program says so and ends, and it neither
@@ -387,6 +380,7 @@ async fn a_damaged_database_ends_with_a_message() {
     }
     db.flush().unwrap();
     drop(db);
+    until_closed(&snapped);
     let mut names = std::fs::read_dir(snapped.join("db")).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(names.any(|name| name.to_string_lossy().starts_with("snap.")));
     let mut codes = std::collections::BTreeMap::new();

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Coin, TestNet, Wallet, until, within};
+use support::{Coin, TestNet, Wallet, in_sled, until, within};
 use time_masternode::db::{Database, Owner};
 use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, UTXOSubscribed};
 use time_masternode::types::{Address, Output, SecretKey, Txid};
@@ -163,10 +163,9 @@ async fn a_bad_restore_changes_nothing() {
     // Votes that cannot be read are not passed over in silence.
     let torn = net.directory().join("torn");
     copy(&backup, &torn);
-    let db = sled::Config::new().path(torn.join("db")).open().unwrap();
-    db.open_tree("votes").unwrap().insert([0, 0, 0, 0, 0, 0, 0, 1, 0, 0], b"?").unwrap();
-    db.flush().unwrap();
-    drop(db);
+    in_sled(&torn, |db| {
+        db.open_tree("votes").unwrap().insert([0, 0, 0, 0, 0, 0, 0, 1, 0, 0], b"?").unwrap();
+    });
     assert_eq!(restore(&torn, &[])["kind"], json!("corrupt"));
     let older = net.directory().join("older");
     copy(&backup, &older);
@@ -884,9 +883,7 @@ async fn a_migration_keeps_a_copy_and_says_from_what_to_what() {
     let (data_dir, genesis) = (net.data_dir(0), genesis_file(&net));
     let newest = json_of(&data_dir, &["stats"], 0)["schema"].clone();
     let set_schema = |schema: u32| {
-        let db = sled::Config::new().path(data_dir.join("db")).open().unwrap();
-        db.open_tree("meta").unwrap().insert("schema", &schema.to_le_bytes()).unwrap();
-        db.flush().unwrap();
+        in_sled(&data_dir, |db| db.open_tree("meta").unwrap().insert("schema", &schema.to_le_bytes()).unwrap());
     };
     let migrate = ["migrate", "--genesis", &genesis];
     let nothing = json_of(&data_dir, &migrate, 0);

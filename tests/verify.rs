@@ -7,7 +7,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{TestNet, within};
+use support::{TestNet, in_sled, within};
 use time_masternode::consensus::FenceState;
 use time_masternode::db::{
     CommitBatch, Database, Owner, Remedy, SubscriptionKey, VerifyOptions, plan, repair, verify_data_dir,
@@ -232,10 +232,7 @@ async fn each_damage_is_named_and_has_its_remedy() {
     for (i, (story, name, remedy, damage)) in DAMAGES.into_iter().enumerate() {
         let data_dir = net.directory().join(format!("damaged-{i}"));
         copy(&net.data_dir(0), &data_dir);
-        let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
-        damage(&db);
-        db.flush().unwrap();
-        drop(db);
+        in_sled(&data_dir, damage);
         let report = verify_data_dir(&data_dir, 1 << 24, options).unwrap();
         let findings: Vec<_> = report.findings().collect();
         assert!(findings.iter().any(|(check, _)| *check == name), "{story}: {name} finds it: {findings:#?}");
@@ -299,10 +296,8 @@ fn an_observer_without_its_guard_is_repaired_once() {
     }
     drop(database);
     std::fs::remove_file(data_dir.join("guard")).unwrap();
-    let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
-    db.open_tree("meta").unwrap().insert("fence", bincode::serialize(&FenceState::Asking).unwrap()).unwrap();
-    db.flush().unwrap();
-    drop(db);
+    let asking = bincode::serialize(&FenceState::Asking).unwrap();
+    in_sled(&data_dir, |db| db.open_tree("meta").unwrap().insert("fence", asking).unwrap());
     let options = VerifyOptions { genesis: Some(&net.genesis), full: false, progress: &|_, _| {} };
     let planned = plan(&data_dir, 1 << 24, options).unwrap();
     assert!(planned.has(Remedy::Rebuild) && !planned.has(Remedy::Fence), "{planned:#?}");

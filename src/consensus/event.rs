@@ -173,6 +173,13 @@ pub enum Action {
         /// Which.
         txid: Txid,
     },
+    /// Ask a member for bodies that the chain needs, in one question.
+    RequestBodies {
+        /// Whom.
+        to: MemberIndex,
+        /// Which.
+        txids: Vec<Txid>,
+    },
     /// Tell all members something about the next block.
     Consensus(Arc<ConsensusMessage>),
     /// Ask a member for decided blocks.

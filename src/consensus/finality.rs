@@ -167,7 +167,7 @@ impl Machine {
     }
 
     /// A certificate is here and the body is not in its place: it may wait for its parent
-    /// in the room, or it has to be asked for.
+    /// in the room, or it has to be asked for. What a decided block needs is asked for already.
     pub(super) fn find_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
         let body = self.room.copies(&txid).find(|copy| !self.is_foreign(&step.view(), copy)).cloned();
         match body {
@@ -175,6 +175,7 @@ impl Machine {
                 self.pending.attach(&transaction);
                 self.ready(txid);
             }
+            None if self.follow.wants(&txid) => {}
             None => step.act(Action::Request { to: None, txid }),
         }
     }
@@ -192,7 +193,8 @@ impl Machine {
     }
 
     fn await_parent<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid, parent: Txid) {
-        if self.awaiting.entry(parent).or_default().insert(txid) && self.pending.get(&parent).is_none() {
+        let is_known = self.pending.get(&parent).is_some() || self.follow.wants(&parent);
+        if self.awaiting.entry(parent).or_default().insert(txid) && !is_known {
             step.act(Action::Request { to: None, txid: parent });
         }
     }

@@ -13,17 +13,28 @@ use super::event::Action;
 use super::machine::{Machine, Step};
 use super::view::View;
 use crate::limits::{
-    MAX_BODIES_ASKED, MAX_ENTRIES_PER_COMMIT, MAX_QUEUED_ENTRIES, SYNC_ANSWER_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,
+    MAX_BODIES_ASKED, MAX_ENTRIES_PER_COMMIT, MAX_LOTS_OF_A_MEMBER, MAX_PAGE_BYTES, MAX_QUEUED_ENTRIES,
+    MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,
 };
 use crate::types::{DecidedBlock, Height, Transaction, Txid};
 
-/// A question that is out.
+/// A question for blocks that is out.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     member: MemberIndex,
     deadline_ms: u64,
-    /// Where the answer has to begin; 0 for bodies.
+    /// Where the answer has to begin.
     from_height: Height,
+}
+
+/// A question for bodies that is out. One member has few of them at a time, and each is so
+/// small that its answer is not cut.
+#[derive(Debug, Clone, Copy)]
+struct Lot {
+    member: MemberIndex,
+    deadline_ms: u64,
+    /// How many of its bodies are not here.
+    left: usize,
 }
 
 /// What is known of the chain beyond this node's tip.
@@ -45,8 +56,14 @@ pub(super) struct Follow {
     /// Bodies that queued blocks need: `None` until they are here.
     bodies: BTreeMap<Txid, Option<Arc<Transaction>>>,
     to_ask: VecDeque<Txid>,
-    outstanding: BTreeSet<Txid>,
-    asked_bodies: Option<Asked>,
+    /// What is asked for, and in which lot.
+    outstanding: BTreeMap<Txid, u64>,
+    lots: BTreeMap<u64, Lot>,
+    next_lot: u64,
+    /// Who let a lot run out of time, and until when others are asked rather.
+    slow: BTreeMap<MemberIndex, u64>,
+    /// Entries of the first queued block whose bodies were here when it was last looked.
+    seen: usize,
     turn: usize,
 }
 
@@ -57,7 +74,34 @@ impl Follow {
 
     pub(super) fn forget(&mut self, txid: &Txid) {
         self.bodies.remove(txid);
-        self.outstanding.remove(txid);
+        self.has_come(txid);
+    }
+
+    /// A body is not asked for any more.
+    fn has_come(&mut self, txid: &Txid) {
+        let Some(id) = self.outstanding.remove(txid) else { return };
+        let Some(lot) = self.lots.get_mut(&id) else { return };
+        lot.left -= 1;
+        if lot.left == 0 {
+            self.lots.remove(&id);
+        }
+    }
+
+    /// What these lots have not brought is to be asked for again, before anything else.
+    fn take_back(&mut self, lots: &BTreeSet<u64>) {
+        if lots.is_empty() {
+            return;
+        }
+        self.lots.retain(|id, _| !lots.contains(id));
+        let again: Vec<Txid> = self.outstanding.iter().filter(|(_, lot)| lots.contains(lot)).map(|(t, _)| *t).collect();
+        for txid in again {
+            self.outstanding.remove(&txid);
+            self.to_ask.push_front(txid);
+        }
+    }
+
+    fn lots_of(&self, is_meant: impl Fn(&Lot) -> bool) -> BTreeSet<u64> {
+        self.lots.iter().filter(|(_, lot)| is_meant(lot)).map(|(id, _)| *id).collect()
     }
 
     /// Whether a queued block needs this body.
@@ -69,18 +113,21 @@ impl Follow {
     /// are right is seen when the parents are here.
     pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>) {
         let txid = transaction.txid();
-        self.outstanding.remove(&txid);
+        self.has_come(&txid);
         if let Some(place) = self.bodies.get_mut(&txid) {
             place.get_or_insert_with(|| Arc::clone(transaction));
         }
     }
 
-    /// A body is wanted, or a better one; asking for it comes by itself.
-    fn want(&mut self, txid: Txid) {
+    /// A body is wanted, or a better one; asking for it comes by itself. Whether it was not
+    /// wanted before.
+    fn want(&mut self, txid: Txid) -> bool {
         // Where there is an empty place it is asked for already.
-        if self.bodies.insert(txid, None) != Some(None) {
+        let anew = self.bodies.insert(txid, None) != Some(None);
+        if anew {
             self.to_ask.push_back(txid);
         }
+        anew
     }
 
     fn end(&self, tip: Height) -> Height {
@@ -135,17 +182,41 @@ impl Follow {
 
     /// Whose turn it is to be asked, among those who may know more than `height`.
     fn choose(&mut self, above: Option<Height>, now_ms: u64) -> Option<MemberIndex> {
+        self.choose_among(above, now_ms, |_| true)
+    }
+
+    fn choose_among(
+        &mut self,
+        above: Option<Height>,
+        now_ms: u64,
+        may: impl Fn(&MemberIndex) -> bool,
+    ) -> Option<MemberIndex> {
         let knows = |member: &MemberIndex| {
             above.is_none_or(|height| self.heights.get(member).is_some_and(|claimed| *claimed > height))
         };
         let able: Vec<_> = self
             .connected
             .iter()
-            .filter(|member| !self.is_distrusted(member, now_ms) && knows(member))
+            .filter(|member| !self.is_distrusted(member, now_ms) && knows(member) && may(member))
             .copied()
             .collect();
         self.turn = self.turn.wrapping_add(1);
         able.get(self.turn % able.len().max(1)).copied()
+    }
+
+    /// Whom to ask for bodies of the first queued block: who has room for a question, and
+    /// rather who has that block and was not slow.
+    fn choose_for_bodies(&mut self, now_ms: u64) -> Option<MemberIndex> {
+        let above = self.queue.front().map(|front| front.block.height - 1);
+        let mut out = BTreeMap::<MemberIndex, usize>::new();
+        self.lots.values().for_each(|lot| *out.entry(lot.member).or_default() += 1);
+        self.slow.retain(|_, until_ms| now_ms < *until_ms);
+        let slow = self.slow.clone();
+        let has_room = |member: &MemberIndex| out.get(member).is_none_or(|lots| *lots < MAX_LOTS_OF_A_MEMBER);
+        let is_quick = |member: &MemberIndex| !slow.contains_key(member);
+        self.choose_among(above, now_ms, |member| is_quick(member) && has_room(member))
+            .or_else(|| self.choose_among(None, now_ms, |member| is_quick(member) && has_room(member)))
+            .or_else(|| self.choose_among(None, now_ms, |member| !is_quick(member) && !out.contains_key(member)))
     }
 }
 
@@ -163,9 +234,7 @@ impl Machine {
         if was_asked(&follow.asked_blocks) {
             follow.asked_blocks = None;
         }
-        if was_asked(&follow.asked_bodies) {
-            follow.asked_bodies = None;
-        }
+        follow.take_back(&follow.lots_of(|lot| lot.member == member));
     }
 
     /// A member says how far its chain goes.
@@ -283,10 +352,7 @@ impl Machine {
                 self.drop_front();
                 continue;
             }
-            let missing = next.block.transactions.iter().filter(|txid| !self.has_body(txid));
-            let missing: Vec<Txid> = missing.copied().collect();
-            if !missing.is_empty() {
-                missing.into_iter().for_each(|txid| self.follow.want(txid));
+            if self.lacks_bodies(&next) {
                 break;
             }
             let is_foreign =
@@ -294,7 +360,10 @@ impl Machine {
             let foreign: Vec<Txid> = next.block.transactions.iter().filter(is_foreign).copied().collect();
             if !foreign.is_empty() {
                 tracing::warn!(bodies = foreign.len(), "bodies under keys that own nothing");
-                foreign.into_iter().for_each(|txid| self.follow.want(txid));
+                self.follow.seen = 0;
+                for txid in foreign {
+                    self.follow.want(txid);
+                }
                 break;
             }
             if executed > 0 && executed + next.block.transactions.len() > MAX_ENTRIES_PER_COMMIT {
@@ -315,9 +384,34 @@ impl Machine {
         false
     }
 
+    /// Whether bodies of the first queued block are not here; they are wanted then. This is
+    /// asked far more often than one comes, so the entries before the first missing one are
+    /// not looked at each time.
+    fn lacks_bodies(&mut self, next: &DecidedBlock) -> bool {
+        let txids = &next.block.transactions;
+        let more = txids.iter().skip(self.follow.seen).take_while(|txid| self.has_body(txid)).count();
+        self.follow.seen += more;
+        if let Some(missing) = txids.get(self.follow.seen)
+            && !self.follow.want(*missing)
+        {
+            return true;
+        }
+        // What was here when the block came, or when it was last looked, may be gone.
+        let missing: Vec<Txid> = txids.iter().filter(|txid| !self.has_body(txid)).copied().collect();
+        if missing.is_empty() {
+            return false;
+        }
+        self.follow.seen = 0;
+        for txid in missing {
+            self.follow.want(txid);
+        }
+        true
+    }
+
     fn drop_front(&mut self) {
         let Some(front) = self.follow.queue.pop_front() else { return };
         self.follow.queued_entries -= front.block.transactions.len();
+        self.follow.seen = 0;
         if front.block.height <= self.chain.tip.height {
             for txid in &front.block.transactions {
                 self.follow.forget(txid);
@@ -325,32 +419,43 @@ impl Machine {
         }
     }
 
+    /// Asks for bodies in lots, of all members at once, so that the next are on their way while
+    /// the last are taken in.
     fn ask_for_bodies<V: View>(&mut self, step: &mut Step<'_, V>) {
         let now_ms = step.now.ms;
-        let follow = &mut self.follow;
-        if follow.asked_bodies.is_some_and(|asked| now_ms >= asked.deadline_ms) {
-            follow.asked_bodies = None;
-        }
-        if follow.asked_bodies.is_none() && !follow.outstanding.is_empty() {
-            // The answer was cut, or did not come: another member is asked for the rest.
-            let again: Vec<Txid> = std::mem::take(&mut follow.outstanding).into_iter().collect();
-            again.into_iter().rev().for_each(|txid| follow.to_ask.push_front(txid));
-        }
-        if !follow.outstanding.is_empty() || follow.to_ask.is_empty() {
-            return;
-        }
-        let above = follow.queue.front().map(|front| front.block.height - 1);
-        let Some(member) = follow.choose(above, now_ms).or_else(|| follow.choose(None, now_ms)) else { return };
-        while follow.outstanding.len() < MAX_BODIES_ASKED {
-            let Some(txid) = follow.to_ask.pop_front() else { break };
-            if follow.bodies.get(&txid).is_some_and(Option::is_none) && follow.outstanding.insert(txid) {
-                step.actions.push(Action::Request { to: Some(member), txid });
+        let late = self.follow.lots_of(|lot| now_ms >= lot.deadline_ms);
+        for id in &late {
+            if let Some(lot) = self.follow.lots.get(id) {
+                self.follow.slow.insert(lot.member, now_ms + SYNC_ANSWER_MS);
             }
         }
-        if !follow.outstanding.is_empty() {
-            let deadline_ms = now_ms + SYNC_ANSWER_MS / 3;
-            follow.asked_bodies = Some(Asked { member, deadline_ms, from_height: 0 });
+        self.follow.take_back(&late);
+        while !self.follow.to_ask.is_empty() && self.follow.outstanding.len() < MAX_BODIES_ASKED {
+            let Some(member) = self.follow.choose_for_bodies(now_ms) else { return };
+            let id = self.follow.next_lot;
+            let mut txids = Vec::new();
+            while txids.len() < self.bodies_of_an_answer() {
+                let Some(txid) = self.follow.to_ask.pop_front() else { break };
+                let wanted = self.follow.bodies.get(&txid).is_some_and(Option::is_none);
+                // What became final meanwhile is here.
+                if wanted && !self.has_body(&txid) && !self.follow.outstanding.contains_key(&txid) {
+                    self.follow.outstanding.insert(txid, id);
+                    txids.push(txid);
+                }
+            }
+            if !txids.is_empty() {
+                let lot = Lot { member, deadline_ms: now_ms + SYNC_ANSWER_MS, left: txids.len() };
+                self.follow.next_lot += 1;
+                self.follow.lots.insert(id, lot);
+                step.act(Action::RequestBodies { to: member, txids });
+            }
         }
+    }
+
+    /// How many bodies one answer has, each with the votes of a quorum, before it is cut.
+    fn bodies_of_an_answer(&self) -> usize {
+        let quorum = self.committee.members().len() * 2 / 3 + 1;
+        (MAX_PAGE_BYTES / (1_024 * (quorum + 2))).clamp(1, MAX_TRANSACTIONS_PER_REQUEST)
     }
 
     fn ask_for_blocks<V: View>(&mut self, step: &mut Step<'_, V>) {

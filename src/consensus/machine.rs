@@ -433,7 +433,8 @@ impl Machine {
             return refuse(step, source, txid, Rejection::UnknownInput(missing));
         }
         self.timers.insert((deadline, Timer::ParentWait, txid));
-        if let (Source::Member(member), None) = (source, self.pending.get(&missing.txid)) {
+        let is_known = self.pending.get(&missing.txid).is_some() || self.follow.wants(&missing.txid);
+        if let (Source::Member(member), false) = (source, is_known) {
             step.act(Action::Request { to: Some(member), txid: missing.txid });
         }
     }
@@ -513,6 +514,10 @@ impl Machine {
             return;
         }
         self.meet_certified_own_vote(certificate);
+        // The block that needs it is proof enough, and will be executed.
+        if self.follow.wants(&txid) && self.pending.get(&txid).is_none() {
+            return;
+        }
         if self.pending.get(&txid).is_none() {
             if self.pending.bodies() >= MAX_IN_FLIGHT {
                 return;

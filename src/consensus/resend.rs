@@ -80,6 +80,10 @@ impl Machine {
     /// Votes or a certificate are here and the body is not: ask those who must have it.
     fn ask_for_body<V: View>(&mut self, step: &mut Step<'_, V>, txid: Txid) {
         let Some(pending) = self.pending.get(&txid).filter(|p| p.transaction.is_none()) else { return };
+        self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Body, txid));
+        if self.follow.wants(&txid) {
+            return;
+        }
         let voters: Vec<_> = self.committee.indices().filter(|member| pending.voted_by(*member)).collect();
         if voters.is_empty() {
             step.act(Action::Request { to: None, txid });
@@ -87,7 +91,6 @@ impl Machine {
         for member in voters {
             step.act(Action::Request { to: Some(member), txid });
         }
-        self.timers.insert((step.now.ms + RESEND_EVERY_MS, Timer::Body, txid));
     }
 
     /// Something has been in flight for a while: say all that this member has to say of it.

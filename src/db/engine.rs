@@ -381,7 +381,7 @@ impl DoubleEndedIterator for MemoryRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::open::Storage;
+    use crate::db::open::{Storage, open_patiently};
     use crate::db::samples::{ROWS_GONE_BACK, gone_back};
 
     fn row(key: &[u8], value: Option<&[u8]>) -> RowChange {
@@ -425,7 +425,8 @@ mod tests {
     fn a_walk_ends_with_the_first_row_that_cannot_be_read() {
         const ROWS: u64 = 40_000;
         let dir = tempfile::tempdir().unwrap();
-        let open = || sled::Config::new().path(dir.path()).cache_capacity(1 << 20).flush_every_ms(None).open().unwrap();
+        let config = sled::Config::new().path(dir.path()).cache_capacity(1 << 20).flush_every_ms(None);
+        let open = || open_patiently(&config, dir.path()).unwrap();
         let db = open();
         let mut batch = sled::Batch::default();
         (0..ROWS).for_each(|n| batch.insert(&n.to_be_bytes(), vec![5; 200]));

@@ -311,7 +311,7 @@ pub(super) fn was_moved_to(data_dir: &Path) {
 /// Opens sled's files, and waits a little for whoever has just let go of them: if this very
 /// process has had them open, its own lock may live longer than the handle that was dropped,
 /// for sled's threads hold it too.
-fn open_patiently(config: &sled::Config, path: &Path) -> Result<sled::Db, DatabaseError> {
+pub(super) fn open_patiently(config: &sled::Config, path: &Path) -> Result<sled::Db, DatabaseError> {
     let patience = if opened().contains(path) { OWN_LOCK_PATIENCE } else { OTHER_LOCK_PATIENCE };
     let began = Instant::now();
     loop {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::held::Held;
+use super::open::{DATABASE_DIR, open_patiently};
 use super::{Database, DatabaseError, MemoryDisk, Opened, Owner};
 use crate::types::{
     Address, Allocation, Amount, Genesis, Input, Network, OutPoint, Output, RawGenesis, RawMasternode, SecretKey,
@@ -70,9 +71,10 @@ pub(super) const ROWS_GONE_BACK: u64 = 3_000;
 /// each of them is found by its key. Most damaged sectors do something else.
 pub(super) fn gone_back() -> Vec<tempfile::TempDir> {
     let open = |dir: &Path| {
-        let db = sled::Config::new().path(dir.join("db")).flush_every_ms(None).open()?;
+        let path = dir.join(DATABASE_DIR);
+        let db = open_patiently(&sled::Config::new().path(&path).flush_every_ms(None), &path)?;
         let tree = db.open_tree("changes")?;
-        Ok::<_, sled::Error>((Held::new(db), Held::new(tree)))
+        Ok::<_, DatabaseError>((Held::new(db), Held::new(tree)))
     };
     let sound = tempfile::tempdir().expect("there is room");
     let (db, tree) = open(sound.path()).expect("a new database opens");

@@ -74,6 +74,9 @@ impl Outbox {
             }
             Action::SendSettled { to, txid } => self.send_settled(to, &txid),
             Action::Consensus(message) => self.send(None, &NetworkMessage::Consensus(message)),
+            Action::RequestBodies { to, txids } => {
+                self.send(Some(to), &NetworkMessage::GetTransactions(GetTransactions { txids }));
+            }
             Action::RequestBlocks { to, from_height } => {
                 let limit = u32::try_from(MAX_BLOCKS_PER_REQUEST).unwrap_or(u32::MAX);
                 self.send(Some(to), &NetworkMessage::GetBlocks(GetBlocks { from_height, limit }));

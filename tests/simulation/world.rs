@@ -734,6 +734,7 @@ impl World {
                 self.spring_ambush(&message);
                 self.send(i, None, &Message::Consensus(message));
             }
+            Action::RequestBodies { to, txids } => self.send(i, Some(to.get()), &Message::GetTransactions(txids)),
             Action::RequestBlocks { to, from_height } => {
                 self.send(i, Some(to.get()), &Message::GetBlocks { from_height });
             }

@@ -603,6 +603,7 @@ impl World {
             Action::Reply { ticket, txid, progress } => self.reply(i, ticket, txid, progress),
             Action::Advise { .. } | Action::Progress { .. } => {}
             Action::Consensus(_)
+            | Action::RequestBodies { .. }
             | Action::RequestBlocks { .. }
             | Action::RequestFence { .. }
             | Action::SendBlocks { .. }

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
+use rustix::fs::{FlockOperation, flock};
 use time_masternode::config::read_genesis;
 use time_masternode::consensus::Committee;
 use time_masternode::devnet::{Devnet, DevnetOptions};
@@ -51,6 +52,24 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until nobody has the database in `data_dir` open. sled's threads hold its lock for a
+/// moment after its last handle is gone, and look into a file that another process opens.
+pub fn until_closed(data_dir: &Path) {
+    let file = std::fs::File::open(data_dir.join("db").join("db")).unwrap();
+    flock(file, FlockOperation::LockExclusive).unwrap();
+}
+
+/// Changes a database that is not open behind the programs' back, in sled itself.
+pub fn in_sled<T>(data_dir: &Path, change: impl FnOnce(&sled::Db) -> T) -> T {
+    until_closed(data_dir);
+    let db = sled::Config::new().path(data_dir.join("db")).flush_every_ms(None).open().unwrap();
+    let outcome = change(&db);
+    db.flush().unwrap();
+    drop(db);
+    until_closed(data_dir);
+    outcome
 }
 
 /// A port from which on 10 ports for each of `nodes` nodes are free right now.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use time_masternode::net::TransactionStatusKind;
 use time_masternode::types::Txid;
 
-use crate::support::{Wallet, within};
+use crate::support::{Wallet, in_sled, within};
 
 pub fn time_db(data_dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_time-db")).arg("--data-dir").arg(data_dir).args(args).output().unwrap()
@@ -62,16 +62,16 @@ pub async fn until_confirmed(wallet: &mut Wallet, txid: Txid) {
 /// Makes of a database without a payment what a program of schema 2 would have left: each output
 /// of the genesis in a row of its own, with its state.
 pub fn set_back_to_schema_2(data_dir: &Path) {
-    let db = sled::Config::new().path(data_dir.join("db")).open().unwrap();
-    let utxos = db.open_tree("utxos").unwrap();
-    for (key, row) in utxos.iter().map(Result::unwrap).collect::<Vec<_>>() {
-        let (txid, first) = key.split_at(32);
-        let first = u32::from_be_bytes(first.try_into().unwrap());
-        // That it is of no transaction, and how many there are; then a tag and an output each.
-        for (vout, output) in (first..).zip(row[1 + 8..].chunks(4 + 33)) {
-            utxos.insert([txid, &vout.to_be_bytes()].concat(), [&output[4..], &[0; 4]].concat()).unwrap();
+    in_sled(data_dir, |db| {
+        let utxos = db.open_tree("utxos").unwrap();
+        for (key, row) in utxos.iter().map(Result::unwrap).collect::<Vec<_>>() {
+            let (txid, first) = key.split_at(32);
+            let first = u32::from_be_bytes(first.try_into().unwrap());
+            // That it is of no transaction, and how many there are; then a tag and an output each.
+            for (vout, output) in (first..).zip(row[1 + 8..].chunks(4 + 33)) {
+                utxos.insert([txid, &vout.to_be_bytes()].concat(), [&output[4..], &[0; 4]].concat()).unwrap();
+            }
         }
-    }
-    db.open_tree("meta").unwrap().insert("schema", &2_u32.to_le_bytes()).unwrap();
-    db.flush().unwrap();
+        db.open_tree("meta").unwrap().insert("schema", &2_u32.to_le_bytes()).unwrap();
+    });
 }
