@@ -63,8 +63,9 @@ pub const MAX_FENCED_PER_ANSWER: usize = 50_000_000;
 /// Outpoints and transactions on a page of such an answer.
 pub const MAX_FENCED_PER_PAGE: usize = 16_384;
 
-/// Outputs that the ledger's thread remembers beside the trees (about 150 bytes each).
-pub const MAX_RECENT_OUTPUTS: usize = 49_152;
+/// Outputs that are remembered beside the trees, for the ledger's thread and for wallets' questions
+/// (about 150 bytes each).
+pub const MAX_RECENT_OUTPUTS: usize = 98_304;
 /// Rows of outputs that it remembers, so that it can write them anew (about 400 bytes each).
 pub const MAX_RECENT_OUTPUT_ROWS: usize = 16_384;
 /// Inputs and outputs of transactions that it remembers, and whose bodies readers share (about

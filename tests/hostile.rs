@@ -792,6 +792,7 @@ async fn requests_have_their_limits() {
             "too many transactions",
             NetworkMessage::GetTransactions(GetTransactions {
                 txids: vec![Txid::from_bytes([0; 32]); MAX_TRANSACTIONS_PER_REQUEST + 1],
+                bodies_only: false,
             }),
             ErrorCode::TooLarge,
         ),

@@ -498,7 +498,7 @@ impl Drop for Observer {
 
 /// The body of a transaction as a node gives it to a wallet.
 async fn body_of(wallet: &mut Wallet, txid: Txid) -> Transaction {
-    wallet.send(&NetworkMessage::GetTransactions(GetTransactions { txids: vec![txid] })).await;
+    wallet.send(&NetworkMessage::GetTransactions(GetTransactions { txids: vec![txid], bodies_only: false })).await;
     let raw = wallet
         .wait_for("a body", |message| match message {
             NetworkMessage::Transactions(page) => page.transactions.into_iter().next().map(|entry| entry.transaction),

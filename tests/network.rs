@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use support::{TestNet, until};
 use time_masternode::consensus::CheckedBlock;
-use time_masternode::net::{FinalityProof, TransactionStatusKind};
+use time_masternode::net::{FinalityProof, GetTransactions, NetworkMessage, TransactionStatusKind};
 use time_masternode::types::{Amount, SecretKey, Transaction, UTXOState};
 
 /// The proof that a wallet keeps, verified with nothing but the genesis.
@@ -222,6 +222,26 @@ async fn a_network_of_one_finalises_by_itself() {
     let payment = net.pay(&coin, &to, 5);
     let mut wallet = net.wallet(0).await;
     assert_proved(&net, &wallet.pay(&payment).await);
+}
+
+/// Whoever only hashes parents, or has the block already, need not be sent the proofs.
+#[tokio::test]
+async fn a_body_comes_with_its_certificate_or_without() {
+    let net = TestNet::running(1);
+    let payment = net.pay(&net.coins().remove(0), &net.address(&SecretKey::generate()), 5);
+    let mut wallet = net.wallet(0).await;
+    wallet.pay(&payment).await;
+    for bodies_only in [false, true] {
+        let ask = GetTransactions { txids: vec![payment.txid()], bodies_only };
+        wallet.send(&NetworkMessage::GetTransactions(ask)).await;
+        let answer = wallet.wait_for("a body", |message| match message {
+            NetworkMessage::Transactions(answer) => Some(answer.transactions),
+            _ => None,
+        });
+        let [entry] = &answer.await[..] else { panic!("one was asked for") };
+        assert_eq!(entry.transaction, payment.to_raw());
+        assert_eq!(entry.certificate.is_none(), bodies_only);
+    }
 }
 
 #[tokio::test]

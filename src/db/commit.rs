@@ -198,7 +198,7 @@ impl Database {
         (self.head, self.kept) = (head, kept);
         self.next_body += batch.changes.finalized.len() as u64;
         let height = batch.changes.tip.as_ref().map_or(self.shared.durable_height(), |tip| tip.height);
-        self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height });
+        self.shared.now_durable(DurableHead { commit: head.commit, sequence: head.sequence, height }, &batch.changes);
         Ok(Durable::new(outgoing))
     }
 

@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::DatabaseError;
 use super::codec::RowChange;
@@ -58,6 +58,43 @@ impl<K: Hash + Eq + Copy, V> Bounded<K, V> {
     }
 }
 
+/// Outputs that the writer made, spent or looked for lately, as of the last durable commit. All
+/// threads may read it, and wait for no transaction of sled's.
+#[derive(Debug)]
+pub(super) struct RecentOutputs(RwLock<Bounded<OutPoint, Option<Utxo>>>);
+
+impl RecentOutputs {
+    pub(super) fn new() -> Self {
+        Self(RwLock::new(Bounded::new(MAX_RECENT_OUTPUTS)))
+    }
+
+    /// The output at a place, `Some(None)` if it never came into being.
+    fn get(&self, outpoint: &OutPoint) -> Option<Option<Utxo>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(outpoint).copied()
+    }
+
+    /// All of them as of one commit, if all are remembered.
+    pub(super) fn get_all(&self, outpoints: &[OutPoint]) -> Option<Vec<Option<Utxo>>> {
+        let outputs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        outpoints.iter().map(|outpoint| outputs.get(outpoint).copied()).collect()
+    }
+
+    /// Remembers what the writer has read between two commits.
+    fn insert(&self, outpoint: OutPoint, utxo: Option<Utxo>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(outpoint, utxo, 1);
+    }
+
+    /// Takes in what has just become durable. Nobody reads in here until `publish` has told
+    /// everybody of it: who learns of a commit from the one must not be contradicted by the other.
+    pub(super) fn follow(&self, changes: &Changes, publish: impl FnOnce()) {
+        let mut outputs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (outpoint, utxo) in &changes.utxos {
+            outputs.insert(*outpoint, Some(*utxo), 1);
+        }
+        publish();
+    }
+}
+
 /// What has become of a transaction.
 #[derive(Debug, Clone)]
 enum Fate {
@@ -72,7 +109,6 @@ enum Fate {
 
 #[derive(Debug)]
 struct Tables {
-    outputs: Bounded<OutPoint, Option<Utxo>>,
     /// Rows of outputs, by the first of each: whoever spends one writes its row anew.
     rows: Bounded<OutPoint, OutputRow>,
     fates: Bounded<Txid, Fate>,
@@ -83,17 +119,17 @@ struct Tables {
     has_fenced: bool,
 }
 
-/// What is remembered. Belongs to the writer; readers of other threads never see it.
+/// What is remembered beside the outputs. Belongs to the writer; readers of other threads never
+/// see it.
 #[derive(Debug)]
 pub(super) struct Recent(RefCell<Tables>);
 
 impl Recent {
     pub(super) fn new(trees: &Trees) -> Result<Self, DatabaseError> {
-        let (outputs, fates) = (Bounded::new(MAX_RECENT_OUTPUTS), Bounded::new(MAX_RECENT_PLACES));
-        let rows = Bounded::new(MAX_RECENT_OUTPUT_ROWS);
+        let (rows, fates) = (Bounded::new(MAX_RECENT_OUTPUT_ROWS), Bounded::new(MAX_RECENT_PLACES));
         let has_dead = trees.get(TreeId::Dead).first()?.is_some();
         let has_fenced = trees.get(TreeId::Fence).first()?.is_some();
-        Ok(Self(RefCell::new(Tables { outputs, rows, fates, has_dead, has_fenced })))
+        Ok(Self(RefCell::new(Tables { rows, fates, has_dead, has_fenced })))
     }
 
     /// Takes in what has just been applied; the first body of it under this number.
@@ -104,12 +140,9 @@ impl Recent {
         written: &[RowChange],
         first_number: u64,
     ) {
-        let Tables { outputs, rows, fates, has_dead, has_fenced } = self.0.get_mut();
+        let Tables { rows, fates, has_dead, has_fenced } = self.0.get_mut();
         for (first, row) in output_rows {
             rows.insert(first, row, 1);
-        }
-        for (outpoint, utxo) in &changes.utxos {
-            outputs.insert(*outpoint, Some(*utxo), 1);
         }
         for ((txid, finalized), number) in changes.finalized.iter().zip(first_number..) {
             let body = Arc::clone(&finalized.transaction);
@@ -129,14 +162,14 @@ impl Recent {
     }
 
     pub(super) fn utxo(&self, reader: &Reader, outpoint: &OutPoint) -> Result<Option<Utxo>, DatabaseError> {
-        if let Some(known) = self.0.borrow().outputs.get(outpoint) {
-            debug_assert_eq!(*known, reader.utxo(outpoint)?, "{outpoint:?}");
-            return Ok(*known);
+        if let Some(known) = reader.shared.outputs.get(outpoint) {
+            debug_assert_eq!(known, reader.utxo(outpoint)?, "{outpoint:?}");
+            return Ok(known);
         }
         let stored = self.row(reader, &row_of(outpoint))?.and_then(|row| row.get(outpoint).copied());
         let lock = reader.lock(outpoint);
         let utxo = stored.map(|stored| utxo_of(&reader.shared.trees, &stored, lock)).transpose()?.flatten();
-        self.0.borrow_mut().outputs.insert(*outpoint, utxo, 1);
+        reader.shared.outputs.insert(*outpoint, utxo);
         Ok(utxo)
     }
 

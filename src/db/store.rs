@@ -18,7 +18,7 @@ use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
 use super::outputs::{get_output, output_rows, utxo_of};
-use super::recent::Recent;
+use super::recent::{Recent, RecentOutputs};
 use super::recover::MAX_NUMBER;
 use super::schema::{
     Head, StoredFinal, StoredNetwork, StoredSettled, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
@@ -68,6 +68,7 @@ pub(super) struct Shared {
     durable_commit: Waited,
     network: StoredNetwork,
     flights: RwLock<FlightTable>,
+    pub(super) outputs: RecentOutputs,
     pub(super) finals: finals::RecentFinals,
 }
 
@@ -82,6 +83,7 @@ impl Shared {
             durable_commit: Waited::at(head.commit),
             network,
             flights: RwLock::new(flights),
+            outputs: RecentOutputs::new(),
             finals: finals::RecentFinals::default(),
         }
     }
@@ -105,10 +107,12 @@ impl Shared {
         self.applied.reach(commit);
     }
 
-    pub(super) fn now_durable(&self, head: DurableHead) {
+    pub(super) fn now_durable(&self, head: DurableHead, changes: &Changes) {
         // The head first: whoever is woken by the other, and answers, must not be contradicted
         // by an answer as of the head.
-        self.durable.send_replace(head);
+        self.outputs.follow(changes, || {
+            self.durable.send_replace(head);
+        });
         self.durable_commit.reach(head.commit);
     }
 
@@ -545,11 +549,19 @@ impl Reader {
 
     /// The outputs at these places, as of one durable sequence; see [`Reader::snapshot`].
     pub fn states(&self, outpoints: &[OutPoint]) -> Result<Durable<Vec<Option<Utxo>>>, DatabaseError> {
+        if let Some(states) = self.recent_states(outpoints) {
+            return Ok(states);
+        }
         Ok(self.snapshot(&[], outpoints)?.map(|Snapshot { utxos, .. }| {
             let found = |outpoint: &OutPoint| utxos.binary_search_by_key(outpoint, |entry| entry.outpoint).ok();
             let state = |at: usize| Utxo { output: utxos[at].output, state: utxos[at].state };
             outpoints.iter().map(|outpoint| found(outpoint).map(state)).collect()
         }))
+    }
+
+    /// The same, if all of them were made, spent or looked for lately: from memory, without waiting.
+    pub fn recent_states(&self, outpoints: &[OutPoint]) -> Option<Durable<Vec<Option<Utxo>>>> {
+        self.shared.outputs.get_all(outpoints).map(Durable::new)
     }
 
     /// A page of the live outputs of some addresses, with the total over all pages.
@@ -587,7 +599,7 @@ pub(super) fn sequence_of(key: &[u8]) -> Result<u64, DatabaseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consensus::InFlight;
+    use crate::consensus::{InFlight, View};
     use crate::db::codec::encode;
     use crate::db::prune::Pruned;
     use crate::db::samples::{genesis, open_sample, spend};
@@ -595,11 +607,14 @@ mod tests {
     use crate::types::UTXOState;
 
     /// A commit that locks a coin, cut off after so many writes, and what a reader then says
-    /// of the coin.
-    fn cut_off_lock(writes: u64) -> Result<Option<Utxo>, DatabaseError> {
+    /// of the coin; the coin may be remembered from before it.
+    fn cut_off_lock(writes: Option<u64>, remembered: bool) -> Result<Option<Utxo>, DatabaseError> {
         let (disk, genesis) = (MemoryDisk::new(), genesis());
         let Opened { mut database, .. } = open_sample(&disk, &genesis, true, true);
         let (coin, output) = genesis.transaction().creates().last().unwrap();
+        if remembered {
+            database.view().utxo(&coin).unwrap();
+        }
         let transaction = spend(coin, 1);
         let txid = transaction.txid();
         let mut changes = Changes::default();
@@ -615,9 +630,13 @@ mod tests {
             timestamp: 5,
         }));
         let reader = database.reader();
-        disk.fail_after(writes);
-        database.commit(CommitBatch { changes, ..CommitBatch::default() }, ()).unwrap_err();
+        if let Some(writes) = writes {
+            disk.fail_after(writes);
+        }
+        let committed = database.commit(CommitBatch { changes, ..CommitBatch::default() }, ());
+        assert_eq!(committed.is_err(), writes.is_some());
         drop(database);
+        assert_eq!(reader.recent_states(&[coin]).is_some(), remembered || writes.is_none());
         reader.states(&[coin]).map(|states| states.into_inner()[0])
     }
 
@@ -636,10 +655,30 @@ mod tests {
     #[test]
     fn nobody_reads_a_commit_that_did_not_become_durable() {
         // Nothing of it was written: whether it would have come whole, nobody knows.
-        cut_off_lock(0).unwrap_err();
+        cut_off_lock(Some(0), false).unwrap_err();
         // It was written and not synced, or its guard was not: the coin is what it was.
         for writes in [1, 2] {
-            assert_eq!(cut_off_lock(writes).unwrap().unwrap().state, UTXOState::Unspent);
+            assert_eq!(cut_off_lock(Some(writes), false).unwrap().unwrap().state, UTXOState::Unspent);
         }
+        // What is remembered is as it was before that commit.
+        for writes in [0, 1, 2] {
+            assert_eq!(cut_off_lock(Some(writes), true).unwrap().unwrap().state, UTXOState::Unspent);
+        }
+        for remembered in [false, true] {
+            let state = cut_off_lock(None, remembered).unwrap().unwrap().state;
+            assert!(matches!(state, UTXOState::Locked { locked_at: 5, .. }), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_never_came_into_being_is_remembered_as_that() {
+        let (disk, genesis) = (MemoryDisk::new(), genesis());
+        let Opened { database, .. } = open_sample(&disk, &genesis, true, true);
+        let (coin, _) = genesis.transaction().creates().last().unwrap();
+        let (none, reader) = (OutPoint { vout: 99, ..coin }, database.reader());
+        assert_eq!(database.view().utxo(&none), None);
+        assert_eq!(reader.recent_states(&[none]).unwrap().into_inner(), [None]);
+        assert!(reader.recent_states(&[none, coin]).is_none(), "one of them is not remembered");
+        assert!(reader.states(&[none, coin]).unwrap().into_inner()[1].is_some());
     }
 }

@@ -162,6 +162,9 @@ impl From<&Rejection> for RejectionMessage {
 pub struct GetTransactions {
     /// Of these.
     pub txids: Vec<Txid>,
+    /// The certificates, which are far larger and have to be made, are of no use to the sender.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bodies_only: bool,
 }
 
 /// A body with the best certificate that the sender holds.

@@ -53,7 +53,8 @@ impl Outbox {
             txids.sort_unstable();
             txids.dedup();
             for chunk in txids.chunks(MAX_TRANSACTIONS_PER_REQUEST) {
-                self.send(to, &NetworkMessage::GetTransactions(GetTransactions { txids: chunk.to_vec() }));
+                let ask = GetTransactions { txids: chunk.to_vec(), bodies_only: false };
+                self.send(to, &NetworkMessage::GetTransactions(ask));
             }
         }
     }
@@ -75,7 +76,9 @@ impl Outbox {
             Action::SendSettled { to, txid } => self.send_settled(to, &txid),
             Action::Consensus(message) => self.send(None, &NetworkMessage::Consensus(message)),
             Action::RequestBodies { to, txids } => {
-                self.send(Some(to), &NetworkMessage::GetTransactions(GetTransactions { txids }));
+                // That they are in a decided block is proof enough.
+                let ask = GetTransactions { txids, bodies_only: true };
+                self.send(Some(to), &NetworkMessage::GetTransactions(ask));
             }
             Action::RequestBlocks { to, from_height } => {
                 let limit = u32::try_from(MAX_BLOCKS_PER_REQUEST).unwrap_or(u32::MAX);

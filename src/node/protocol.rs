@@ -23,9 +23,9 @@ use crate::limits::{
     MAX_TRANSACTIONS_PER_REQUEST, MAX_UTXOS_PER_PAGE,
 };
 use crate::net::{
-    AddressQuery, AddressResponse, CertifiedTransaction, Closed, Connection, ErrorCode, ErrorMessage, Handler,
-    Handling, Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions, UTXOStateQuery,
-    UTXOStateResponse,
+    AddressQuery, AddressResponse, CertifiedTransaction, Closed, Connection, ErrorCode, ErrorMessage, GetTransactions,
+    Handler, Handling, Incoming, NetworkMessage, RequestId, StateEntry, TransactionStatusKind, Transactions,
+    UTXOStateQuery, UTXOStateResponse,
 };
 use crate::types::{Address, Network, OutPoint, RawTransaction, Transaction, Txid};
 
@@ -137,7 +137,7 @@ impl UTXOProtocolHandler {
             NetworkMessage::TransactionStatusQuery(query) => {
                 self.status_query(connection, query.txid, request_id).map(|()| None)
             }
-            NetworkMessage::GetTransactions(query) => self.get_transactions(connection, query.txids).await.map(Some),
+            NetworkMessage::GetTransactions(query) => self.get_transactions(connection, query).await.map(Some),
             NetworkMessage::GetFinalized(query) => self.get_finalized(connection, query).await.map(Some),
             NetworkMessage::UTXOStateQuery(query) => self.state_query(connection, query).await.map(Some),
             NetworkMessage::AddressQuery(query) => self.address_query(connection, query).await.map(Some),
@@ -327,8 +327,9 @@ impl UTXOProtocolHandler {
     async fn get_transactions(
         &self,
         connection: &Connection,
-        txids: Vec<Txid>,
+        query: GetTransactions,
     ) -> Result<Durable<NetworkMessage>, Refusal> {
+        let GetTransactions { txids, bodies_only } = query;
         if txids.len() > MAX_TRANSACTIONS_PER_REQUEST {
             return Err(too_many("transactions", MAX_TRANSACTIONS_PER_REQUEST));
         }
@@ -338,6 +339,11 @@ impl UTXOProtocolHandler {
             for txid in txids {
                 let found = if txid == genesis.txid() {
                     vec![CertifiedTransaction { transaction: genesis.to_raw(), certificate: None }]
+                } else if bodies_only {
+                    let body = transaction_body(reader, &txid)?;
+                    let entry =
+                        |body: Arc<Transaction>| CertifiedTransaction { transaction: body.to_raw(), certificate: None };
+                    body.map(entry).into_iter().collect()
                 } else {
                     transaction_entries(reader, &txid)?
                 };
@@ -361,16 +367,12 @@ impl UTXOProtocolHandler {
             return Err(too_many("outpoints", MAX_OUTPOINTS_PER_QUERY));
         }
         let outpoints = parse_outpoints(&query.outpoints)?;
+        if let Some(states) = self.ledger.reader().recent_states(&outpoints) {
+            return Ok(states.map(|states| state_response(outpoints, states)));
+        }
         let look = move |reader: &Reader| {
             let states = reader.states(&outpoints)?;
-            Ok(states.map(|states| {
-                let entry = |(outpoint, utxo): (OutPoint, Option<Utxo>)| {
-                    let (output, state) = (utxo.map(|u| u.output), utxo.map(|u| u.state));
-                    StateEntry { outpoint, output, state }
-                };
-                let states = outpoints.into_iter().zip(states).map(entry).collect();
-                NetworkMessage::UTXOStateResponse(UTXOStateResponse { states })
-            }))
+            Ok(states.map(|states| state_response(outpoints, states)))
         };
         self.look(connection, look).await
     }
@@ -401,6 +403,15 @@ impl UTXOProtocolHandler {
     }
 }
 
+fn state_response(outpoints: Vec<OutPoint>, states: Vec<Option<Utxo>>) -> NetworkMessage {
+    let entry = |(outpoint, utxo): (OutPoint, Option<Utxo>)| {
+        let (output, state) = (utxo.map(|u| u.output), utxo.map(|u| u.state));
+        StateEntry { outpoint, output, state }
+    };
+    let states = outpoints.into_iter().zip(states).map(entry).collect();
+    NetworkMessage::UTXOStateResponse(UTXOStateResponse { states })
+}
+
 pub(super) fn busy() -> Refusal {
     refusal(ErrorCode::Busy, "the node is busy; nothing was done, send it again later")
 }
@@ -416,8 +427,8 @@ fn transaction_entries(reader: &Reader, txid: &Txid) -> Result<Vec<CertifiedTran
     Ok(std::iter::once(first).chain(second).collect())
 }
 
-/// A body with F, else C, else A.
-pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<CertifiedTransaction>, DatabaseError> {
+/// The body of what is settled or in flight.
+fn transaction_body(reader: &Reader, txid: &Txid) -> Result<Option<Arc<Transaction>>, DatabaseError> {
     let mut transaction = reader.body(txid)?;
     if transaction.is_none() {
         transaction = reader.in_flight(txid)?;
@@ -426,7 +437,12 @@ pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<C
         // It may have gone from the one tree to the other between the two looks.
         transaction = reader.body(txid)?;
     }
-    let Some(transaction) = transaction else { return Ok(None) };
+    Ok(transaction)
+}
+
+/// A body with F, else C, else A.
+pub(super) fn transaction_entry(reader: &Reader, txid: &Txid) -> Result<Option<CertifiedTransaction>, DatabaseError> {
+    let Some(transaction) = transaction_body(reader, txid)? else { return Ok(None) };
     let certificate = match reader.certificate(txid, VoteKind::Commit)? {
         Some(certificate) => Some(certificate),
         None => reader.certificate(txid, VoteKind::Abort)?,

@@ -255,7 +255,7 @@ impl UTXOProtocolHandler {
             connection.send_now(encode(&NetworkMessage::Transactions(Transactions { transactions: settled }), None));
         }
         for txids in unknown.chunks(MAX_TRANSACTIONS_PER_REQUEST) {
-            let ask = GetTransactions { txids: txids.to_vec() };
+            let ask = GetTransactions { txids: txids.to_vec(), bodies_only: false };
             connection.send_now(encode(&NetworkMessage::GetTransactions(ask), None));
         }
         Ok(())

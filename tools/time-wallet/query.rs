@@ -90,7 +90,7 @@ pub async fn parents(
     }
     while !wanted.is_empty() {
         let chunk: Vec<Txid> = wanted.iter().take(PARENTS_PER_REQUEST).copied().collect();
-        let request = NetworkMessage::GetTransactions(GetTransactions { txids: chunk.clone() });
+        let request = NetworkMessage::GetTransactions(GetTransactions { txids: chunk.clone(), bodies_only: true });
         let answer = client
             .ask(&request, |message| match message {
                 NetworkMessage::Transactions(answer) => Some(answer.transactions),

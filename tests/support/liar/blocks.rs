@@ -137,7 +137,11 @@ impl Mind {
                 self.say_as(0, member, &NetworkMessage::GetBlocks(GetBlocks { from_height, limit: 50 }));
             }
             for txids in txids.chunks(500) {
-                self.say_as(0, member, &NetworkMessage::GetTransactions(GetTransactions { txids: txids.to_vec() }));
+                self.say_as(
+                    0,
+                    member,
+                    &NetworkMessage::GetTransactions(GetTransactions { txids: txids.to_vec(), bodies_only: false }),
+                );
             }
         }
         let due = self.chain.executed_at + Duration::from_millis(self.genesis.block_interval_ms());

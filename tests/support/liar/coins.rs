@@ -175,7 +175,10 @@ impl Mind {
         let unknown = |txid: &Txid| !coins.bodies.contains_key(txid) && coins.asked.insert(*txid);
         let txids: Vec<Txid> = txids.into_iter().filter(unknown).collect();
         for txids in txids.chunks(500) {
-            self.answer(from, &NetworkMessage::GetTransactions(GetTransactions { txids: txids.to_vec() }));
+            self.answer(
+                from,
+                &NetworkMessage::GetTransactions(GetTransactions { txids: txids.to_vec(), bodies_only: false }),
+            );
         }
     }
 
