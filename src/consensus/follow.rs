@@ -27,8 +27,7 @@ struct Asked {
     from_height: Height,
 }
 
-/// A question for bodies that is out. One member has few of them at a time, and each is so
-/// small that its answer is not cut.
+/// A question for bodies that is out. One member has few of them at a time.
 #[derive(Debug, Clone, Copy)]
 struct Lot {
     member: MemberIndex,
@@ -447,12 +446,20 @@ impl Machine {
                 let lot = Lot { member, deadline_ms: now_ms + SYNC_ANSWER_MS, left: txids.len() };
                 self.follow.next_lot += 1;
                 self.follow.lots.insert(id, lot);
+                tracing::debug!(
+                    member = self.committee.member(member).id,
+                    bodies = txids.len(),
+                    late = late.len(),
+                    to_ask = self.follow.to_ask.len(),
+                    "asking for bodies"
+                );
                 step.act(Action::RequestBodies { to: member, txids });
             }
         }
     }
 
-    /// How many bodies one answer has, each with the votes of a quorum, before it is cut.
+    /// How many bodies one answer has before it is cut if each comes with the votes of a quorum, for
+    /// not everybody leaves those out.
     fn bodies_of_an_answer(&self) -> usize {
         let quorum = self.committee.members().len() * 2 / 3 + 1;
         (MAX_PAGE_BYTES / (1_024 * (quorum + 2))).clamp(1, MAX_TRANSACTIONS_PER_REQUEST)

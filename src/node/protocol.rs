@@ -188,14 +188,26 @@ impl UTXOProtocolHandler {
         self.look(connection, |reader| reader.read(read)).await
     }
 
+    /// The same for what does not leave the node, and need not be durable.
+    async fn peek<T: Send + 'static>(
+        &self,
+        connection: &Connection,
+        peek: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.look_with(self.places(connection), peek).await
+    }
+
     /// The same for what is read as of a durable commit, and need not wait for the next one.
     pub(super) async fn look<T: Send + 'static>(
         &self,
         connection: &Connection,
         look: impl FnOnce(&Reader) -> Result<Durable<T>, DatabaseError> + Send + 'static,
     ) -> Result<Durable<T>, Refusal> {
-        let places = if connection.member().is_some() { &self.member_reads } else { &self.reads };
-        self.look_with(places, look).await
+        self.look_with(self.places(connection), look).await
+    }
+
+    fn places(&self, connection: &Connection) -> &Arc<Semaphore> {
+        if connection.member().is_some() { &self.member_reads } else { &self.reads }
     }
 
     /// The same for the node's own housekeeping.
@@ -209,8 +221,8 @@ impl UTXOProtocolHandler {
     async fn look_with<T: Send + 'static>(
         &self,
         places: &Arc<Semaphore>,
-        look: impl FnOnce(&Reader) -> Result<Durable<T>, DatabaseError> + Send + 'static,
-    ) -> Result<Durable<T>, Refusal> {
+        look: impl FnOnce(&Reader) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, Refusal> {
         let permit = Arc::clone(places).acquire_owned().await.map_err(internal)?;
         let reader = self.ledger.reader().clone();
         let done = tokio::task::spawn_blocking(move || {
@@ -282,11 +294,10 @@ impl UTXOProtocolHandler {
     ) -> Result<(), Refusal> {
         let txids: Vec<Txid> = entries.iter().map(|entry| entry.transaction.txid).collect();
         let settled = self
-            .read(connection, move |reader| {
+            .peek(connection, move |reader| {
                 txids.iter().map(|txid| reader.is_final(txid)).collect::<Result<Vec<_>, _>>()
             })
-            .await?
-            .into_inner();
+            .await?;
         for (entry, settled) in entries.into_iter().zip(settled) {
             if settled {
                 continue;
