@@ -12,7 +12,7 @@ use std::sync::Arc;
 use core_member::Member;
 use core_member::core_net::{COIN, MIN_FEE};
 use time_masternode::consensus::{
-    Action, ConsensusMessage, Progress, Rejection, Source, Ticket, Vote, VoteKind, check_form,
+    Action, ConsensusMessage, Event, Progress, Rejection, Source, Ticket, Vote, VoteKind, check_form,
 };
 use time_masternode::types::{ConsensusStep, OutPoint, SecretKey, Transaction, UTXOState, sighash};
 
@@ -128,13 +128,38 @@ fn a_decided_block_is_executed_with_the_right_bodies() {
     member.hear_transaction(&forged(&member, &child), Source::Answer);
     let right = member.setting.signed(&child);
     let (changes, _) = member.decide(|machine, step| {
-        let event = time_masternode::consensus::Event::Transaction { transaction: right, source: Source::Answer };
+        let event = Event::Transaction { transaction: right, source: Source::Answer };
         machine.handle(step, event);
     });
     assert_eq!(changes.blocks.len(), 1, "now it is executed");
     for transaction in [parent, child] {
         assert_eq!(changes.finalized[&transaction.txid()].transaction, transaction);
     }
+}
+
+/// The copy is in flight already when the block is decided, beside a proof that came before it.
+#[test]
+fn a_decided_block_asks_for_what_is_in_flight_under_foreign_keys() {
+    let mut member = Member::new();
+    let parent = member.pay(0, 1);
+    let child = child_of(&member, &parent);
+    member.hear_certificate(VoteKind::Commit, child.txid());
+    member.hear_transaction(&forged(&member, &child), Source::Answer);
+    for other in 1..4 {
+        member.hear(Event::Connected(member.setting.member(other)));
+    }
+    let asks_for = |actions: &[Action], wanted: &Transaction| {
+        let asks =
+            |action: &Action| matches!(action, Action::RequestBodies { txids, .. } if txids.contains(&wanted.txid()));
+        actions.iter().any(asks)
+    };
+    let (_, actions) = member.hear_decided(member.block(vec![parent.txid(), child.txid()], Vec::new()));
+    assert!(asks_for(&actions, &parent) && !asks_for(&actions, &child), "nobody can tell yet");
+    let actions = member.hear_transaction(&parent, Source::Answer);
+    assert!(asks_for(&actions, &child), "now everybody can: {actions:?}");
+    member.hear_transaction(&child, Source::Answer);
+    assert_eq!(member.machine.height(), 1);
+    assert_eq!(member.store.finalized[&child.txid()].transaction, child);
 }
 
 /// What a proposed block lacks comes under another key first. The block is not refused for

@@ -435,9 +435,14 @@ impl Machine {
             let mut txids = Vec::new();
             while txids.len() < self.bodies_of_an_answer() {
                 let Some(txid) = self.follow.to_ask.pop_front() else { break };
+                // What became final meanwhile is here. A body that is only in flight may be a copy
+                // under foreign keys, or go again.
+                if self.chain.unconfirmed.contains(&txid) {
+                    self.follow.forget(&txid);
+                    continue;
+                }
                 let wanted = self.follow.bodies.get(&txid).is_some_and(Option::is_none);
-                // What became final meanwhile is here.
-                if wanted && !self.has_body(&txid) && !self.follow.outstanding.contains_key(&txid) {
+                if wanted && !self.follow.outstanding.contains_key(&txid) {
                     self.follow.outstanding.insert(txid, id);
                     txids.push(txid);
                 }
