@@ -49,6 +49,8 @@ pub const MAX_BODIES_ASKED: usize = 4_096;
 pub const MAX_LOTS_OF_A_MEMBER: usize = 2;
 /// How long an answer may take before another member is asked.
 pub const SYNC_ANSWER_MS: u64 = 3_000;
+/// After how long a silence an answer of bodies that lacks some counts as cut.
+pub const SYNC_CUT_MS: u64 = 300;
 /// How long a member that served a bad history is not asked.
 pub const SYNC_DISTRUST_MS: u64 = 60_000;
 /// How often a node asks again whether there are new blocks.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use core_member::Member;
 use core_member::core_net::{COIN, COINS, MIN_FEE};
 use time_masternode::consensus::{Action, Event, MemberIndex, Source, Vote, VoteKind};
-use time_masternode::limits::{MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS};
+use time_masternode::limits::{MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS, SYNC_CUT_MS};
 use time_masternode::types::{Height, OutPoint, Transaction, Txid, UTXOState};
 
 fn requests(actions: &[Action], wanted: Txid) -> usize {
@@ -145,12 +145,39 @@ fn what_a_decided_block_needs_is_asked_for_once() {
         member.now_ms += 200;
         actions.extend(member.hear(Event::Tick));
     }
-    assert_eq!(chain.iter().map(|payment| requests(&actions, payment.txid())).sum::<usize>(), 0);
-    member.now_ms += SYNC_ANSWER_MS;
-    let again = member.hear(Event::Tick);
-    assert_eq!(lots(&again).into_iter().map(|(_, txids)| txids).collect::<Vec<_>>(), [[last.txid()]]);
-    assert_ne!(lots(&again)[0].0, lots(&first)[0].0, "another member may have it");
+    let storm = actions.iter().filter(|action| matches!(action, Action::Request { .. })).count();
+    assert_eq!(storm, 0);
+    // What the answer lacked is asked for again, once.
+    let [(to, txids)] = &lots(&actions)[..] else { panic!("{:?}", lots(&actions)) };
+    assert_eq!(txids[..], [last.txid()]);
+    assert_ne!(*to, lots(&first)[0].0, "another member may have it");
     member.hear_transaction(last, Source::Answer);
+    assert_eq!(member.machine.height(), 1);
+}
+
+/// An answer has an end where it becomes too long. What it lacks is asked for again soon, and whoever
+/// gave it is as good as any.
+#[test]
+fn what_an_answer_lacks_is_asked_for_again_soon() {
+    let (mut member, chain, first) = behind_by(300);
+    let [(asked, txids)] = &lots(&first)[..] else { panic!("one lot: {first:?}") };
+    let cut = txids.len() / 2;
+    let bodies: BTreeMap<Txid, &Arc<Transaction>> = chain.iter().map(|payment| (payment.txid(), payment)).collect();
+    for txid in &txids[..cut] {
+        assert_eq!(lots(&member.hear_transaction(bodies[txid], Source::Answer)), []);
+    }
+    // Nobody else is there.
+    let setting = Arc::clone(&member.setting);
+    for other in (1..4).map(|other| setting.member(other)).filter(|other| other != asked) {
+        member.hear(Event::Disconnected(other));
+    }
+    member.now_ms += SYNC_CUT_MS;
+    let again = lots(&member.hear(Event::Tick));
+    let [(to, rest)] = &again[..] else { panic!("one lot: {again:?}") };
+    assert_eq!((to, rest.len()), (asked, txids.len() - cut));
+    for txid in rest {
+        member.hear_transaction(bodies[txid], Source::Answer);
+    }
     assert_eq!(member.machine.height(), 1);
 }
 

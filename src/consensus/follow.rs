@@ -14,7 +14,7 @@ use super::machine::{Machine, Step};
 use super::view::View;
 use crate::limits::{
     MAX_BODIES_ASKED, MAX_ENTRIES_PER_COMMIT, MAX_LOTS_OF_A_MEMBER, MAX_PAGE_BYTES, MAX_QUEUED_ENTRIES,
-    MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,
+    MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS, SYNC_CUT_MS, SYNC_DISTRUST_MS, SYNC_POLL_MS,
 };
 use crate::types::{DecidedBlock, Height, Transaction, Txid};
 
@@ -34,6 +34,15 @@ struct Lot {
     deadline_ms: u64,
     /// How many of its bodies are not here.
     left: usize,
+    /// When the last one came, if one did.
+    heard_ms: Option<u64>,
+}
+
+impl Lot {
+    /// Whether it has brought something, and has ended: an answer is cut where it becomes too long.
+    fn is_cut(&self, now_ms: u64) -> bool {
+        self.heard_ms.is_some_and(|heard_ms| now_ms >= heard_ms + SYNC_CUT_MS)
+    }
 }
 
 /// What is known of the chain beyond this node's tip.
@@ -110,8 +119,11 @@ impl Follow {
 
     /// Takes a body that a queued block needs. Of two copies the first one stays: whose keys
     /// are right is seen when the parents are here.
-    pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>) {
+    pub(super) fn take_body(&mut self, transaction: &Arc<Transaction>, now_ms: u64) {
         let txid = transaction.txid();
+        if let Some(lot) = self.outstanding.get(&txid).and_then(|id| self.lots.get_mut(id)) {
+            lot.heard_ms = Some(now_ms);
+        }
         self.has_come(&txid);
         if let Some(place) = self.bodies.get_mut(&txid) {
             place.get_or_insert_with(|| Arc::clone(transaction));
@@ -422,9 +434,9 @@ impl Machine {
     /// the last are taken in.
     fn ask_for_bodies<V: View>(&mut self, step: &mut Step<'_, V>) {
         let now_ms = step.now.ms;
-        let late = self.follow.lots_of(|lot| now_ms >= lot.deadline_ms);
+        let late = self.follow.lots_of(|lot| now_ms >= lot.deadline_ms || lot.is_cut(now_ms));
         for id in &late {
-            if let Some(lot) = self.follow.lots.get(id) {
+            if let Some(lot) = self.follow.lots.get(id).filter(|lot| lot.heard_ms.is_none()) {
                 self.follow.slow.insert(lot.member, now_ms + SYNC_ANSWER_MS);
             }
         }
@@ -448,7 +460,8 @@ impl Machine {
                 }
             }
             if !txids.is_empty() {
-                let lot = Lot { member, deadline_ms: now_ms + SYNC_ANSWER_MS, left: txids.len() };
+                let (deadline_ms, left) = (now_ms + SYNC_ANSWER_MS, txids.len());
+                let lot = Lot { member, deadline_ms, left, heard_ms: None };
                 self.follow.next_lot += 1;
                 self.follow.lots.insert(id, lot);
                 tracing::debug!(

@@ -341,7 +341,7 @@ impl Machine {
     pub(super) fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
         if self.follow.wants(&txid) && !self.is_foreign(&step.view(), &transaction) {
-            return self.follow.take_body(&transaction);
+            return self.follow.take_body(&transaction, step.now.ms);
         }
         let ended = if step.view().is_open(&transaction) { None } else { self.ended(step, &txid) };
         if let Some(progress) = ended {
