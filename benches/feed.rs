@@ -121,6 +121,7 @@ async fn node(setting: &Setting, directory: &tempfile::TempDir) -> MasternodeUTX
         cache_bytes: 128 * 1024 * 1024,
         first_start: true,
         retention_blocks: None,
+        compact_above_bytes: None,
     });
     let listen = Listen { websocket: Some(([127, 0, 0, 1], 0).into()), ..Listen::default() };
     let ledger = Arc::new(ledger.expect("the database opens"));

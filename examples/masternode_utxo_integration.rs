@@ -42,6 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         // A key that was made just now has never voted.
         first_start: true,
         retention_blocks: None,
+        compact_above_bytes: None,
     })?);
 
     // 3. Both together, running.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::consensus::Committee;
 use crate::files::{self, FileError};
 use crate::keyfile::{KeyFile, KeyFileError, passphrase};
-use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, RETENTION_BLOCKS};
+use crate::limits::{COMPACT_ABOVE_MB, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, RETENTION_BLOCKS};
 use crate::net::{PeerConfig, PeerManager};
 use crate::node::{LedgerConfig, LedgerError, Listen, MasternodeUTXOIntegration, UTXOStateManager};
 use crate::types::{Genesis, GenesisError, Height, RawGenesis, SecretKey};
@@ -83,6 +83,10 @@ pub struct Options {
     /// Blocks whose spent outputs, certificates and changes are kept; 0 keeps everything [default: 604800]
     #[arg(long, env = "TIME_RETENTION_BLOCKS", value_name = "N")]
     pub retention_blocks: Option<u64>,
+    /// Megabytes on disk from which on the node makes its database compact when it has little to do; 0
+    /// never does [default: 256]
+    #[arg(long, env = "TIME_COMPACT_ABOVE_MB", value_name = "MB")]
+    pub compact_above_mb: Option<u64>,
     /// What is logged, as in RUST_LOG [default: info]
     #[arg(long, env = "TIME_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -179,6 +183,7 @@ impl Options {
             max_connections: self.max_connections.or(others.max_connections),
             max_connections_per_ip: self.max_connections_per_ip.or(others.max_connections_per_ip),
             retention_blocks: self.retention_blocks.or(others.retention_blocks),
+            compact_above_mb: self.compact_above_mb.or(others.compact_above_mb),
             log: self.log.or(others.log),
             log_format: self.log_format.or(others.log_format),
         }
@@ -219,6 +224,8 @@ pub struct Settings {
     /// Blocks whose spent outputs, certificates and changes are kept; `None` keeps
     /// everything.
     pub retention_blocks: Option<Height>,
+    /// Bytes on disk from which on the database is made compact; `None` never does that.
+    pub compact_above_bytes: Option<u64>,
     /// The key has never been used: see [`LedgerConfig::first_start`].
     pub first_start: bool,
 }
@@ -276,6 +283,10 @@ impl TryFrom<Options> for Settings {
         if !(1..=1024 * 1024).contains(&cache_mb) {
             return Err(ConfigError::Invalid { key: "cache_mb", what: "1 to 1048576 megabytes".into() });
         }
+        let compact_above_mb = options.compact_above_mb.unwrap_or(COMPACT_ABOVE_MB);
+        if compact_above_mb > 1024 * 1024 {
+            return Err(ConfigError::Invalid { key: "compact_above_mb", what: "0 to 1048576 megabytes".into() });
+        }
         Ok(Self {
             id,
             first_start: data_dir.join(FIRST_START_FILE).exists(),
@@ -289,6 +300,7 @@ impl TryFrom<Options> for Settings {
             max_connections: options.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_ip: options.max_connections_per_ip.unwrap_or(MAX_CONNECTIONS_PER_IP),
             retention_blocks: Some(options.retention_blocks.unwrap_or(RETENTION_BLOCKS)).filter(|n| *n > 0),
+            compact_above_bytes: (compact_above_mb > 0).then_some(compact_above_mb * 1024 * 1024),
         })
     }
 }
@@ -334,6 +346,7 @@ impl Settings {
             cache_bytes: self.cache_bytes,
             first_start: self.first_start,
             retention_blocks: self.retention_blocks,
+            compact_above_bytes: self.compact_above_bytes,
         })?;
         forget_first_start(&self.data_dir)?;
         let node = MasternodeUTXOIntegration::new(self.id, Arc::new(ledger), Arc::new(peers));
@@ -348,7 +361,7 @@ pub fn commented(options: &Options) -> String {
     let path = |value: &Option<PathBuf>| value.as_ref().map(|v| quoted(&v.to_string_lossy()));
     let address = |value: &Option<SocketAddr>| value.map(|v| format!("\"{v}\""));
     let number = |value: Option<u64>| value.map(|v| v.to_string());
-    let rows: [(&str, Option<String>, &str, &str); 16] = [
+    let rows: [(&str, Option<String>, &str, &str); 17] = [
         ("data_dir", path(&options.data_dir), "\"data\"", "Where the database and its guard live."),
         ("genesis_file", path(&options.genesis_file), "\"genesis.json\"", "The network's genesis file."),
         (
@@ -407,6 +420,12 @@ pub fn commented(options: &Options) -> String {
             number(options.retention_blocks),
             "604800",
             "Blocks whose spent outputs, certificates and changes are kept; 0 keeps everything.",
+        ),
+        (
+            "compact_above_mb",
+            number(options.compact_above_mb),
+            "256",
+            "Megabytes on disk from which on the node makes its database compact when it has little to do; 0 never does.",
         ),
         ("log", text(&options.log), "\"info\"", "What is logged, as in RUST_LOG."),
         (

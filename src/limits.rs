@@ -140,6 +140,9 @@ pub const MAX_CONCURRENT_READS: usize = 16;
 /// Bytes of a value in sled; longer records are split into rows (blobs are never synced).
 pub const MAX_ROW_BYTES: usize = 7 * 1024;
 
+/// Megabytes on disk from which on a running node makes its database compact.
+pub const COMPACT_ABOVE_MB: u64 = 256;
+
 /// Blocks whose spent outputs, certificates and changes are kept: about a week of them.
 pub const RETENTION_BLOCKS: u64 = 604_800;
 /// Entries at the end of the change log that are held against the rest at each start.

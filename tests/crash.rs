@@ -205,6 +205,48 @@ async fn no_crash_while_opening_harms_a_database() {
     assert!(cut_short > 0);
 }
 
+/// Killed, or given an error of the disk, at any call while it makes its database compact, again
+/// and again on the same directory.
+#[tokio::test]
+async fn no_crash_while_the_database_is_made_compact_harms_it() {
+    let mut dice = Dice::new(seed("compactions"));
+    let crashes = number("TIME_KILLS").unwrap_or(6);
+    let (net, _, image, said) = used(&mut dice).await;
+    let directory = net.directory().join("compacting");
+    put_image(&directory, &image);
+    let member = Member::of(&net, 0);
+    let (mut cut_short, mut made) = (0, 0);
+    for crash in 0..crashes {
+        let kind = ["kill", "kill", "eio", "enospc"][dice.index(4)];
+        // About so many calls does it make, from the beginning of the start to the last file's removal.
+        let at = if crash == 0 { u64::MAX } else { 100 + dice.below(500) };
+        let watch = Watch::words(&directory, &net.directory().join("trace-of-compacting")).failing(at, kind, false);
+        let mut process = Process::start_with(&net, 0, &directory, &watch, &["--compact-above-mb", "1"]);
+        let began = Instant::now();
+        let ends = ["was given up", "could not be made", "did not take its place"];
+        let given_up = |process: &Process| ends.iter().any(|end| process.log().contains(end));
+        while process.ended().is_none() && process.compactions().unwrap_or(0) == 0 && !given_up(&process) {
+            assert!(began.elapsed() < PATIENCE, "{kind} at {at}: {}", process.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        match process.ended() {
+            Some(_) if kind == "kill" => {}
+            Some(status) => drop(process.refusal(status).unwrap()),
+            None => {}
+        }
+        made += u64::from(process.compactions() == Some(1));
+        process.kill();
+        cut_short += u64::from(directory.join("unfinished").exists());
+        let looked_into = net.directory().join("looked-into");
+        copy(&directory, &looked_into);
+        let faults = member.faults_of(&looked_into, &said, usize::MAX);
+        assert!(faults.is_empty(), "{kind} at call {at}: {faults:#?}");
+        assert!(!looked_into.join("unfinished").exists());
+    }
+    eprintln!("{made} of {crashes} copies took the place, {cut_short} were cut short");
+    assert!(made > 0);
+}
+
 fn repair(net: &TestNet, directory: &Path, watch: &Watch) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_time-db"));
     command.arg("--data-dir").arg(directory).arg("--genesis").arg(net.directory().join(&net.devnet.genesis_file));

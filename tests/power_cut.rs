@@ -16,13 +16,13 @@
 mod faults;
 mod support;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use faults::disk::{Disk, Image, Loss, image_of, put_image};
 use faults::said::Said;
 use faults::trace::{Record, read_trace};
 use faults::traffic::Traffic;
-use faults::{Dice, Member, Outcome, Process, Watch, number, seed, wait_ready};
+use faults::{Dice, Member, Outcome, PATIENCE, Process, Watch, number, seed, wait_ready};
 use support::TestNet;
 
 /// Cuts of one run of the network.
@@ -37,7 +37,7 @@ async fn no_power_cut_takes_back_what_was_said() {
     for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
         let mut dice = Dice::new(seed.wrapping_add(run));
         let of_run = CUTS_PER_RUN.min(cuts - made);
-        let done = cut_a_run(&mut dice, of_run, cuts > 100).await;
+        let done = cut_a_run(&mut dice, of_run, cuts > 100, false).await;
         made += of_run;
         while_opening += done.0;
         words += done.1;
@@ -45,21 +45,44 @@ async fn no_power_cut_takes_back_what_was_said() {
     }
 }
 
-/// Runs a network, and cuts the power of its first member at `cuts` places of its trace.
+/// The same while the node makes its database compact, and before and after.
+#[tokio::test]
+async fn no_power_cut_while_the_database_is_made_compact_takes_anything_back() {
+    let cuts = number("TIME_POWER_CUTS").unwrap_or(12);
+    let mut dice = Dice::new(seed("power cuts while compacting"));
+    for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
+        let (_, words) = cut_a_run(&mut dice, CUTS_PER_RUN.min(cuts - CUTS_PER_RUN * run), false, true).await;
+        eprintln!("run {run}: {words} words");
+    }
+}
+
+/// Runs a network, and cuts the power of its first member at `cuts` places of its trace, half of
+/// them while it makes its database `compact`.
 /// Gives the number of cuts while opening, and what was held to have been said.
-async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
+async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool, compact: bool) -> (u64, usize) {
     let net = TestNet::with_interval(4, 300);
     let data_dir = net.data_dir(0);
     let before = image_of(&data_dir);
     let trace = net.directory().join("trace");
     let watch = |node| if node == 0 { Watch::all(&data_dir, &trace) } else { Watch::nothing() };
-    let mut nodes: Vec<_> =
-        (0..4).map(|node| Some(Process::start(&net, node, &net.data_dir(node), &watch(node)))).collect();
+    let options = |node| if node == 0 && compact { &["--compact-above-mb", "1"][..] } else { &[] };
+    let start = |node| Process::start_with(&net, node, &net.data_dir(node), &watch(node), options(node));
+    let mut nodes: Vec<_> = (0..4).map(|node| Some(start(node))).collect();
     wait_ready(&mut nodes);
     let mut traffic = Traffic::begin(&net, 4, 250, dice.another()).await;
     // Few at once make many commits.
     traffic.most = 8;
     traffic.run_times(&net, if long { 600 } else { 250 }).await;
+    if compact {
+        let began = Instant::now();
+        while nodes[0].as_ref().unwrap().compactions() != Some(1) {
+            assert!(began.elapsed() < PATIENCE, "{}", nodes[0].as_ref().unwrap().log());
+            // Now and then a payment, so that the copy has something to follow.
+            traffic.run_times(&net, 1).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        traffic.run_times(&net, 60).await;
+    }
     // Something stays in flight for ever, so that there are locks and votes to lose.
     (nodes[2], nodes[3]) = (None, None);
     traffic.run_times(&net, 60).await;
@@ -74,9 +97,17 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool) -> (u64, usize) {
     // Half of them anywhere, half of them behind a change of the disk.
     let change = |record: &Record| !matches!(record, Record::Send { .. } | Record::Close(_) | Record::Start);
     let changes: Vec<usize> = (0..records.len()).filter(|at| change(&records[*at])).map(|at| at + 1).collect();
-    let mut places: Vec<usize> = (0..cuts)
-        .map(|n| if n % 2 == 0 { dice.index(records.len()) } else { changes[dice.index(changes.len())] })
-        .collect();
+    let exchanged = records.iter().position(|record| matches!(record, Record::Exchange(..)));
+    assert_eq!(exchanged.is_some(), compact);
+    let building = records.iter().position(|r| matches!(r, Record::MakeDir(path) if path.ends_with("unfinished")));
+    let mut place = |n: u64| match (building, exchanged) {
+        // Until all is synced that belongs to the exchange, and until the old files are gone.
+        (_, Some(exchanged)) if n % 4 == 1 => exchanged + dice.index(40),
+        (Some(building), Some(exchanged)) if n % 4 == 3 => building + dice.index(exchanged - building),
+        _ if n.is_multiple_of(2) => dice.index(records.len()),
+        _ => changes[dice.index(changes.len())],
+    };
+    let mut places: Vec<usize> = (0..cuts).map(|n| place(n).min(records.len())).collect();
     places.sort_unstable();
     let mut disk = Disk::new(&data_dir, &before);
     let (mut at, mut while_opening) = (0, 0);

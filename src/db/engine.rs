@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use sled::{IVec, Transactional};
@@ -17,13 +20,48 @@ use super::DatabaseError;
 use super::codec::RowChange;
 use super::guard::{Guard, Stamp};
 use super::held::{Held, Nudge};
+use super::renew::Copying;
 use super::schema::TreeId;
 
 /// One tree, for reading. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) enum Tree {
+    /// Of files that are only looked at.
     Sled(Held<sled::Tree>),
+    /// Of the files that are in place at the moment.
+    InPlace(InPlace, TreeId),
     Memory(MemoryDisk, TreeId),
+}
+
+/// sled's trees, in the order of [`TreeId`], for reading. A compact copy of the database may take
+/// their place at any time ([`super::renew`]): it has the same rows. Whoever walks through the
+/// old ones then sees no later commit, and goes on undisturbed. Clones are the same place.
+#[derive(Debug, Clone)]
+pub(super) struct InPlace(Arc<(RwLock<Vec<Held<sled::Tree>>>, AtomicU64)>);
+
+impl InPlace {
+    pub(super) fn new(trees: Vec<Held<sled::Tree>>) -> Self {
+        Self(Arc::new((RwLock::new(trees), AtomicU64::new(0))))
+    }
+
+    fn trees(&self) -> RwLockReadGuard<'_, Vec<Held<sled::Tree>>> {
+        self.0.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tree(&self, id: TreeId) -> Held<sled::Tree> {
+        self.trees()[id as usize].clone()
+    }
+
+    /// How often others have taken the place.
+    fn generation(&self) -> u64 {
+        self.0.1.load(Ordering::SeqCst)
+    }
+
+    fn replace(&self, trees: Vec<Held<sled::Tree>>) {
+        let old = std::mem::replace(&mut *self.0.0.write().unwrap_or_else(PoisonError::into_inner), trees);
+        self.0.1.fetch_add(1, Ordering::SeqCst);
+        drop(old);
+    }
 }
 
 /// Rows in order of key, up to the first that cannot be read.
@@ -33,6 +71,7 @@ impl Tree {
     pub(super) fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<IVec>, DatabaseError> {
         match self {
             Self::Sled(tree) => Ok(tree.get(key)?),
+            Self::InPlace(trees, id) => Ok(trees.trees()[*id as usize].get(key)?),
             Self::Memory(disk, id) => {
                 Ok(disk.lock().tree(*id).get(key.as_ref()).map(|value| IVec::from(value.as_slice())))
             }
@@ -43,6 +82,7 @@ impl Tree {
     pub(super) fn range(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RowIter {
         match self {
             Self::Sled(tree) => Box::new(UntilError(Some(tree.range::<Vec<u8>, _>((from, to))))),
+            Self::InPlace(trees, id) => Box::new(UntilError(Some(trees.tree(*id).range::<Vec<u8>, _>((from, to))))),
             Self::Memory(disk, id) => Box::new(MemoryRange { disk: disk.clone(), id: *id, from, to }),
         }
     }
@@ -94,11 +134,41 @@ impl Tree {
         self.iter().try_fold(0, |n, row| row.map(|_| n + 1))
     }
 
-    /// sled's subscriber on this tree; a disk in memory has none.
-    pub(super) fn watch(&self) -> Option<sled::Subscriber> {
+    /// sled's subscriber on this tree; what nobody writes to, and a disk in memory, have none.
+    pub(super) fn watch(&self) -> Option<Watch> {
         match self {
-            Self::Sled(tree) => Some(tree.watch_prefix(Vec::new())),
-            Self::Memory(..) => None,
+            Self::InPlace(trees, id) => Some(Watch::of(trees.clone(), *id)),
+            Self::Sled(_) | Self::Memory(..) => None,
+        }
+    }
+}
+
+/// sled's subscriber on the tree that is in place.
+pub(super) struct Watch {
+    subscriber: sled::Subscriber,
+    generation: u64,
+    trees: InPlace,
+    id: TreeId,
+}
+
+impl Watch {
+    fn of(trees: InPlace, id: TreeId) -> Self {
+        // The number first: if others take the place in between, that is seen and done again.
+        let generation = trees.generation();
+        Self { subscriber: trees.tree(id).watch_prefix(Vec::new()), generation, trees, id }
+    }
+
+    /// Waits for an event: whether one came, or may have come, or `None` if there will never be another.
+    pub(super) fn wait(&mut self, most: Duration) -> Option<bool> {
+        let event = self.subscriber.next_timeout(most);
+        if self.generation != self.trees.generation() {
+            *self = Self::of(self.trees.clone(), self.id);
+            return Some(true);
+        }
+        match event {
+            Ok(_) => Some(true),
+            Err(RecvTimeoutError::Timeout) => Some(false),
+            Err(RecvTimeoutError::Disconnected) => None,
         }
     }
 }
@@ -135,18 +205,66 @@ impl DoubleEndedIterator for UntilError {
 #[derive(Debug)]
 pub(super) enum Engine {
     Sled {
-        db: Arc<Held<sled::Db>>,
-        trees: Held<Vec<sled::Tree>>,
-        nudge: Nudge,
-        /// Our own descriptor of sled's file, for the sync that sled leaves out.
-        file: File,
+        files: Files,
+        readable: InPlace,
         guard: Guard,
+        /// Hears of each batch of rows, while a compact copy is made.
+        copying: Option<Copying>,
     },
     /// Opened to be looked at: nothing can be written.
     Sealed {
         _db: Held<sled::Db>,
     },
     Memory(MemoryDisk),
+}
+
+/// sled's files, open for writing.
+#[derive(Debug)]
+pub(super) struct Files {
+    db: Arc<Held<sled::Db>>,
+    trees: Held<Vec<sled::Tree>>,
+    nudge: Nudge,
+    /// Our own descriptor of sled's file, for the sync that sled leaves out.
+    file: File,
+}
+
+impl Files {
+    /// What was opened; the trees in the order of [`TreeId`].
+    pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, file: File) -> Result<Self, DatabaseError> {
+        let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
+        let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
+        Ok(Self { db, trees, nudge, file })
+    }
+
+    /// Handles of the trees for readers.
+    pub(super) fn readable(&self) -> Vec<Held<sled::Tree>> {
+        self.trees.iter().map(|tree| Held::new(tree.clone())).collect()
+    }
+
+    fn apply(&self, rows: &[RowChange]) -> Result<(), DatabaseError> {
+        let write = |views: &Vec<TransactionalTree>| {
+            for row in rows {
+                let view = &views[row.tree as usize];
+                let key = row.key.as_slice();
+                match &row.value {
+                    Some(value) => view.insert(key, value.as_slice())?,
+                    None => view.remove(key)?,
+                };
+            }
+            Ok::<(), ConflictableTransactionError<()>>(())
+        };
+        let transaction = || self.trees.as_slice().transaction(write);
+        let result: Result<(), TransactionError<()>> = self.nudge.during(transaction);
+        result.map_err(|error| match error {
+            TransactionError::Storage(error) => DatabaseError::Sled(error),
+            TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
+        })
+    }
+
+    fn sync(&self) -> Result<(), DatabaseError> {
+        self.nudge.during(|| self.db.flush())?;
+        self.file.sync_data().map_err(DatabaseError::io("syncing the database"))
+    }
 }
 
 fn sealed<T>() -> Result<T, DatabaseError> {
@@ -158,23 +276,12 @@ impl Engine {
     /// Applies rows to all trees in one transaction, in memory. Nothing is read inside it.
     pub(super) fn apply(&self, rows: &[RowChange]) -> Result<(), DatabaseError> {
         match self {
-            Self::Sled { trees, nudge, .. } => {
-                let write = |views: &Vec<TransactionalTree>| {
-                    for row in rows {
-                        let view = &views[row.tree as usize];
-                        let key = row.key.as_slice();
-                        match &row.value {
-                            Some(value) => view.insert(key, value.as_slice())?,
-                            None => view.remove(key)?,
-                        };
-                    }
-                    Ok::<(), ConflictableTransactionError<()>>(())
-                };
-                let result: Result<(), TransactionError<()>> = nudge.during(|| trees.as_slice().transaction(write));
-                result.map_err(|error| match error {
-                    TransactionError::Storage(error) => DatabaseError::Sled(error),
-                    TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
-                })
+            Self::Sled { files, copying, .. } => {
+                files.apply(rows)?;
+                if let Some(copying) = copying {
+                    copying.follow(rows);
+                }
+                Ok(())
             }
             Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().apply(rows),
@@ -184,10 +291,7 @@ impl Engine {
     /// Puts what was applied on the platter: sled's flush, and the sync that it leaves out.
     pub(super) fn sync(&self) -> Result<(), DatabaseError> {
         match self {
-            Self::Sled { db, file, nudge, .. } => {
-                nudge.during(|| db.flush())?;
-                file.sync_data().map_err(DatabaseError::io("syncing the database"))
-            }
+            Self::Sled { files, .. } => files.sync(),
             Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().sync(),
         }
@@ -199,6 +303,33 @@ impl Engine {
             Self::Sled { guard, .. } => guard.write(stamp),
             Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().write_guard(stamp),
+        }
+    }
+
+    /// The compact copy that is being made, if this is what one can be made of.
+    pub(super) const fn copying(&mut self) -> Option<&mut Option<Copying>> {
+        match self {
+            Self::Sled { copying, .. } => Some(copying),
+            Self::Sealed { .. } | Self::Memory(_) => None,
+        }
+    }
+
+    /// The files.
+    pub(super) fn into_files(self) -> Option<Files> {
+        match self {
+            Self::Sled { files, .. } => Some(files),
+            Self::Sealed { .. } | Self::Memory(_) => None,
+        }
+    }
+
+    /// Puts other files, which hold the same rows, in the place of these. Gives the old ones.
+    pub(super) fn replace(&mut self, new: Files) -> Option<Files> {
+        match self {
+            Self::Sled { files, readable, .. } => {
+                readable.replace(new.readable());
+                Some(std::mem::replace(files, new))
+            }
+            Self::Sealed { .. } | Self::Memory(_) => None,
         }
     }
 }

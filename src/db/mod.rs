@@ -53,6 +53,7 @@ mod prune;
 mod quick;
 mod recent;
 mod recover;
+mod renew;
 mod repair;
 mod repair_fence;
 mod repair_flight;
@@ -96,6 +97,7 @@ pub use inspect::{
 pub use migrate::{Migrated, migrate};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};
+pub use renew::RenewalState;
 pub use repair::{Plan, PlanStep, Remedy, Repaired, fence_in_memory, fence_warning, plan, repair};
 pub use schema::{SCHEMA_VERSION, StoredNetwork, Subscription, SubscriptionKey};
 pub use store::{AddressPage, ChangeEvents, Database, DurableHead, Reader, Snapshot};

@@ -6,13 +6,13 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
-use super::engine::{Engine, MemoryDisk, Tree};
+use super::engine::{Engine, Files, InPlace, MemoryDisk, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
-use super::held::{Held, Nudge};
+use super::held::Held;
 use super::outputs::{OUTPUTS_IN_ROW, OutputRow, StoredOutput, row_of};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, address_key, meta, outpoint_key};
 use super::store::Trees;
@@ -48,18 +48,19 @@ impl Storage {
     /// The files in `data_dir`, made if they are not there.
     pub(super) fn open(data_dir: &Path, cache_bytes: u64) -> Result<Self, DatabaseError> {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
-        let _entered = switch::enter(data_dir)?;
+        let entered = switch::enter(data_dir)?;
+        switch::remove_unfinished(data_dir, &entered)?;
         let every_tree = |db: &sled::Db| TreeId::ALL.iter().map(|id| Ok(db.open_tree(id.name())?)).collect();
         let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
-        let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
         let file = OpenOptions::new().read(true).write(true).open(sled_file(data_dir));
         let file = file.map_err(DatabaseError::io("opening the database's file"))?;
         let (guard, stamp) = Guard::open(data_dir)?;
-        let readable = Trees::new(|id| Tree::Sled(Held::new(trees[id as usize].clone())));
-        let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { engine: Engine::Sled { db, trees, nudge, file, guard }, trees: readable, stamp })
+        let files = Files::new(db, trees, file)?;
+        let readable = InPlace::new(files.readable());
+        let trees = Trees::new(|id| Tree::InPlace(readable.clone(), id));
+        Ok(Self { engine: Engine::Sled { files, readable, guard, copying: None }, trees, stamp })
     }
 
     /// The files of a database that is only looked at. It has to exist, and nothing is made

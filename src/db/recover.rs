@@ -138,8 +138,18 @@ impl Database {
         let kept = Kept::read(&shared.trees)?;
         let next_body = next_number(shared.trees.get(TreeId::Transactions))?;
         let recent = Recent::new(&shared.trees)?;
-        let mut database =
-            Self { engine, head, flight_rows, unconfirmed, agreement_rows, kept, next_body, recent, shared };
+        let mut database = Self {
+            engine,
+            head,
+            flight_rows,
+            unconfirmed,
+            agreement_rows,
+            kept,
+            next_body,
+            recent,
+            renewal: None,
+            shared,
+        };
         database.read_unconfirmed(stored_tip.unconfirmed_from)?;
         let unconfirmed = database.unconfirmed.txids();
         if !tolerant {

@@ -12,11 +12,11 @@ use crate::types::{
     Signature, Transaction,
 };
 
-fn key() -> SecretKey {
+pub(super) fn key() -> SecretKey {
     SecretKey::from_seed([1; 32])
 }
 
-fn address() -> Address {
+pub(super) fn address() -> Address {
     Address::of_key(&key().public_key(), Network::Devnet)
 }
 

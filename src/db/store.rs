@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -13,13 +12,14 @@ use super::DatabaseError;
 use super::codec::{decode, get_record, records};
 use super::commit::{Durable, UnconfirmedRows, finalized_by};
 use super::confirmed::{self, StoredConfirmed};
-use super::engine::{Engine, Tree};
+use super::engine::{Engine, Tree, Watch};
 use super::finals;
 use super::flight::{FlightRows, FlightTable};
 use super::kept::Kept;
 use super::outputs::{get_output, output_rows, utxo_of};
 use super::recent::{Recent, RecentOutputs};
 use super::recover::MAX_NUMBER;
+use super::renew::Renewal;
 use super::schema::{
     Head, StoredFinal, StoredNetwork, StoredSettled, StoredTip, Subscription, SubscriptionKey, TreeId, meta,
     outpoint_key, parse_outpoint_key,
@@ -195,6 +195,7 @@ pub struct Database {
     /// The number of the next settled transaction's body.
     pub(super) next_body: u64,
     pub(super) recent: Recent,
+    pub(super) renewal: Option<Renewal>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -215,7 +216,7 @@ impl Database {
 }
 
 /// sled's subscriber on the change log.
-pub struct ChangeEvents(sled::Subscriber);
+pub struct ChangeEvents(Watch);
 
 impl std::fmt::Debug for ChangeEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -224,13 +225,10 @@ impl std::fmt::Debug for ChangeEvents {
 }
 
 impl ChangeEvents {
-    /// Waits for an event: whether one came, or `None` if there will never be another.
+    /// Waits for an event: whether one came or may have come, or `None` if there will never be
+    /// another.
     pub fn wait(&mut self, most: Duration) -> Option<bool> {
-        match self.0.next_timeout(most) {
-            Ok(_) => Some(true),
-            Err(RecvTimeoutError::Timeout) => Some(false),
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
+        self.0.wait(most)
     }
 }
 

@@ -15,12 +15,12 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::DatabaseError;
 use super::guard::{Guard, sync_directory};
-use super::open::{DATABASE_DIR, sled_file};
+use super::open::{DATABASE_DIR, sled_file, was_moved_to};
 
 /// A data directory in the making.
 const UNFINISHED: &str = "unfinished";
@@ -66,6 +66,12 @@ pub(super) fn enter(data_dir: &Path) -> Result<Lock, DatabaseError> {
     Ok(entered)
 }
 
+/// Removes what was being built, or was replaced, when the process that did it came to its end:
+/// nobody uses it.
+pub(super) fn remove_unfinished(data_dir: &Path, _entered: &Lock) -> Result<(), DatabaseError> {
+    remove_tree(&data_dir.join(UNFINISHED))
+}
+
 /// Whether there is a database in `data_dir`, or one is about to be.
 pub(super) fn will_be_there(data_dir: &Path) -> bool {
     sled_file(data_dir).is_file() || data_dir.join(INCOMING).is_dir()
@@ -108,6 +114,28 @@ impl Building {
         &self.path
     }
 
+    /// It is whole, synced, of the same commit as the old one, and both are open: puts it in the
+    /// place of the old database, under the same guard, in one step. What is in place then is
+    /// so also after the power has gone, and the old database goes when this is dropped.
+    ///
+    /// # Errors
+    /// Whether the new one is in place ([`NotExchanged::InPlace`]): then only a start can go on.
+    pub(super) fn exchange(&self) -> Result<(), NotExchanged> {
+        let (new, here) = (self.path.join(DATABASE_DIR), self.data_dir.join(DATABASE_DIR));
+        let kept = |source: std::io::Error| {
+            NotExchanged::Kept(DatabaseError::Io { what: "putting the compact copy in place", source })
+        };
+        // sled would look for what is too large for its file under the old name.
+        if std::fs::read_dir(new.join("blobs")).map_err(kept)?.next().is_some() {
+            return Err(kept(std::io::Error::other("it consists of more than one file")));
+        }
+        renameat_with(CWD, &new, CWD, &here, RenameFlags::EXCHANGE).map_err(|error| kept(error.into()))?;
+        let synced = sync_directory(&self.data_dir).and_then(|()| sync_directory(&self.path));
+        synced.map_err(NotExchanged::InPlace)?;
+        was_moved_to(&self.data_dir);
+        Ok(())
+    }
+
     /// It is whole: puts it in place. Gives where what was there before is kept.
     pub(super) fn put_in_place(self) -> Result<Option<PathBuf>, DatabaseError> {
         let replaces = PARTS.iter().any(|part| self.data_dir.join(part).exists());
@@ -121,6 +149,15 @@ impl Building {
         finish(&self.data_dir)?;
         Ok(replaces.then_some(place))
     }
+}
+
+/// Why a new database was not exchanged for the old one.
+#[derive(Debug)]
+pub(super) enum NotExchanged {
+    /// The old one is in its place.
+    Kept(DatabaseError),
+    /// The new one is, until the power goes; which one is then, nobody knows.
+    InPlace(DatabaseError),
 }
 
 impl Drop for Building {

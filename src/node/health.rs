@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::consensus::{FenceState, Voting};
+use crate::db::RenewalState;
 use crate::types::Height;
 
 /// What the rest of the node may know of the ledger at any time.
@@ -22,6 +23,7 @@ pub struct LedgerHealth {
     pub(super) height: AtomicU64,
     pub(super) goal: AtomicU64,
     pub(super) behind: AtomicBool,
+    pub(super) renewal: Mutex<RenewalState>,
     pub(super) voting: Mutex<Voting>,
     pub(super) fence: Mutex<Option<(FenceState, u64)>>,
     pub(super) stopped: watch::Sender<Option<Result<(), String>>>,
@@ -41,6 +43,7 @@ impl LedgerHealth {
             height: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             behind: AtomicBool::new(voting == Voting::Observer),
+            renewal: Mutex::new(RenewalState::default()),
             voting: Mutex::new(voting),
             fence: Mutex::new(None),
             stopped: watch::Sender::new(None),
@@ -55,6 +58,11 @@ impl LedgerHealth {
     /// The fence behind which a member votes that lost votes, and what is behind it.
     pub fn fence(&self) -> Option<(FenceState, u64)> {
         *self.fence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been done about the size of the database.
+    pub fn renewal(&self) -> RenewalState {
+        *self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Transactions in flight here.

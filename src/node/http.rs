@@ -224,6 +224,11 @@ fn metrics(observed: &Observed) -> String {
     gauge("fenced_outpoints", "Outputs that this member must not vote on", health.fence().map_or(0, |(_, n)| n));
     gauge("database_bytes", "Bytes of the database on disk", ledger.reader().size_on_disk(ledger.data_dir()));
     gauge(
+        "database_compaction_due",
+        "Whether it is time to make the database compact",
+        u64::from(health.renewal().due),
+    );
+    gauge(
         "last_commit_timestamp_seconds",
         "When the last commit became durable",
         u64::try_from(health.last_commit.load(Relaxed)).unwrap_or(0),
@@ -238,6 +243,7 @@ fn metrics(observed: &Observed) -> String {
     counter("votes", "Votes that this node cast", health.votes.load(Relaxed));
     counter("commits", "Durable commits", health.commits.load(Relaxed));
     counter("commit_microseconds", "Time spent in durable commits", health.commit_micros.load(Relaxed));
+    counter("database_compactions", "How often the database was made compact", health.renewal().renewed);
     counter("notifications", "Notifications sent to wallets", observed.handler.feed.delivered());
     let (members, others) = (observed.peers.member_traffic(), observed.peers.stranger_traffic());
     counter("member_bytes_received", "Bytes of messages from members", members.received());

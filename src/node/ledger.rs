@@ -20,6 +20,7 @@ use super::clock::{now_at, unix_now};
 use super::health::LedgerHealth;
 use super::input::{Input, NotYours, Queues, SubscriptionDone, SubscriptionRequest, Work};
 use super::outbox::{Outbox, Outward};
+use super::quiet::Quiet;
 use super::rush::Rush;
 use crate::consensus::{
     Action, Ballot, Committee, Event, Fault, Machine, MemberBatch, Now, Step, Suspension, Verified, Vote, Voting,
@@ -77,6 +78,7 @@ pub(super) struct Ledger {
     own_batches: Vec<Arc<Verified<MemberBatch>>>,
     began: Instant,
     rush: Rush,
+    quiet: Quiet,
     last_tick: Instant,
     last_status: Instant,
     status_due: bool,
@@ -103,6 +105,7 @@ impl Ledger {
             own_batches: Vec::new(),
             began: Instant::now(),
             rush: Rush::default(),
+            quiet: Quiet::new(Instant::now()),
             last_tick: Instant::now(),
             last_status: Instant::now(),
             status_due: false,
@@ -137,6 +140,7 @@ impl Ledger {
             if stopping {
                 return Ok(());
             }
+            self.tend()?;
         }
     }
 
@@ -149,6 +153,7 @@ impl Ledger {
         std::thread::sleep(self.rush.wait(Instant::now()));
         let mut work = Vec::new();
         if self.own_batches.is_empty() && !self.more {
+            let began = Instant::now();
             let stop = || Work { input: Input::Stop, permit: None };
             crossbeam_channel::select_biased! {
                 recv(self.queues.agreement) -> first => work.push(first.unwrap_or_else(|_| stop())),
@@ -156,6 +161,7 @@ impl Ledger {
                 recv(self.queues.wallets) -> first => work.push(first.unwrap_or_else(|_| stop())),
                 default(TICK.saturating_sub(self.last_tick.elapsed())) => {}
             }
+            self.quiet.waited(began.elapsed());
         }
         let payments = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
         let more = self.queues.agreement.try_iter().chain(payments);
@@ -243,6 +249,13 @@ impl Ledger {
         self.measure(committing.map(|began| began.elapsed()), finalized);
         self.let_out(durable);
         self.say_status();
+        Ok(())
+    }
+
+    /// Between two commits: the database's own house, if there is time for it.
+    fn tend(&mut self) -> Result<(), DatabaseError> {
+        self.database.tend(self.quiet.is_quiet(Instant::now()))?;
+        *self.health.renewal.lock().unwrap_or_else(PoisonError::into_inner) = self.database.renewal_state();
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod ledger;
 mod outbox;
 mod protocol;
 mod prune;
+mod quiet;
 mod rush;
 mod state_manager;
 mod status;

@@ -34,6 +34,9 @@ pub struct LedgerConfig {
     /// Blocks whose spent outputs, certificates and changes are kept; `None` keeps
     /// everything.
     pub retention_blocks: Option<Height>,
+    /// Bytes on disk from which on a compact copy takes the database's place when the node
+    /// has little to do; `None` never does that.
+    pub compact_above_bytes: Option<u64>,
 }
 
 /// Why a ledger does not open.
@@ -77,7 +80,10 @@ impl UTXOStateManager {
             None => None,
         };
         let owner = Owner { genesis: &config.genesis, public_key, first_start: config.first_start };
-        let Opened { database, recovered } = Database::open(&config.data_dir, owner, config.cache_bytes)?;
+        let Opened { mut database, recovered } = Database::open(&config.data_dir, owner, config.cache_bytes)?;
+        if let Some(bytes) = config.compact_above_bytes {
+            database.renew_above(&config.data_dir, bytes, config.cache_bytes);
+        }
         let rules = Rules { network: config.genesis.network(), min_fee: config.genesis.min_fee() };
         let mut machine = Machine::new(Arc::clone(&committee), rules, own);
         if let Some(reason) = recovered.suspension {

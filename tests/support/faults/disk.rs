@@ -51,6 +51,8 @@ struct File {
 enum NameChange {
     Put(PathBuf, Entry),
     Move(PathBuf, PathBuf, Entry),
+    /// Of two directories, with what is in them.
+    Exchange(PathBuf, PathBuf),
     Remove(PathBuf),
 }
 
@@ -72,6 +74,9 @@ impl NameChange {
                 }
                 names.insert(to.clone(), *entry);
             }
+            Self::Exchange(a, b) => {
+                *names = std::mem::take(names).into_iter().map(|(path, entry)| (exchanged(&path, a, b), entry)).collect();
+            }
             Self::Remove(path) => {
                 names.remove(path);
             }
@@ -82,9 +87,15 @@ impl NameChange {
         let of = |path: &PathBuf| path.parent() == Some(directory);
         match self {
             Self::Put(path, _) | Self::Remove(path) => of(path),
-            Self::Move(from, to, _) => of(from) || of(to),
+            Self::Move(from, to, _) | Self::Exchange(from, to) => of(from) || of(to),
         }
     }
+}
+
+/// What a path is called when these two have exchanged their names.
+fn exchanged(path: &Path, a: &Path, b: &Path) -> PathBuf {
+    let moved = |from: &Path, to: &Path| path.strip_prefix(from).ok().map(|rest| to.join(rest));
+    moved(a, b).or_else(|| moved(b, a)).unwrap_or_else(|| path.to_path_buf())
 }
 
 /// How chance treats what was not synced.
@@ -194,6 +205,10 @@ impl Disk {
             Record::Rename { from, to } => {
                 let entry = self.live[from];
                 self.name(NameChange::Move(from.clone(), to.clone(), entry));
+            }
+            Record::Exchange(a, b) => {
+                self.name(NameChange::Exchange(a.clone(), b.clone()));
+                self.open.values_mut().for_each(|path| *path = exchanged(path, a, b));
             }
             Record::Unlink(path) | Record::RemoveDir(path) => self.name(NameChange::Remove(path.clone())),
             Record::MakeDir(path) => self.name(NameChange::Put(path.clone(), Entry::Directory)),

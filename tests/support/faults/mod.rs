@@ -163,6 +163,18 @@ impl Process {
         serde_json::from_str(&http_get(&self.http, "/status")?.1).ok()
     }
 
+    /// A number of its `/metrics`.
+    pub fn metric(&self, name: &str) -> Option<u64> {
+        let (_, text) = http_get(&self.http, "/metrics")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok())
+    }
+
+    /// How often it has made its database compact, if it serves.
+    pub fn compactions(&self) -> Option<u64> {
+        self.metric("time_database_compactions_total")
+    }
+
     /// Waits until it serves or has ended. What is neither is a hang, and what ends without
     /// a clear word an unexplained end: both are errors.
     pub fn outcome(&mut self) -> Result<Outcome, String> {

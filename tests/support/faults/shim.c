@@ -38,7 +38,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { START = 1, OPEN, CLOSE, WRITE, SYNC, TRUNCATE, RENAME, UNLINK, MKDIR, RMDIR, SEND, FAULT };
+enum { START = 1, OPEN, CLOSE, WRITE, SYNC, TRUNCATE, RENAME, UNLINK, MKDIR, RMDIR, SEND, FAULT, EXCHANGE };
 enum { UNKNOWN = 0, WATCHED, SOCKET, OTHER };
 enum { NONE = 0, EIO_KIND, ENOSPC_KIND, SHORT_KIND, FULL_KIND, KILL_KIND };
 /* What a call is, for the kinds of fault that only some calls can meet. */
@@ -482,20 +482,26 @@ int unlinkat(int dir, const char *path, int flags) {
     return flags & AT_REMOVEDIR ? rmdir(full) : unlink(full);
 }
 
-int rename(const char *from, const char *to) {
+static int rename_with(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
     char full_from[PATH_MAX], full_to[PATH_MAX];
-    absolute(AT_FDCWD, from, full_from);
-    absolute(AT_FDCWD, to, full_to);
-    if (!is_watched(full_from) && !is_watched(full_to)) return (int)syscall(SYS_rename, from, to);
+    absolute(from_dir, from, full_from);
+    absolute(to_dir, to, full_to);
+    int watched = is_watched(full_from) || is_watched(full_to);
+    if (!watched) return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
     pthread_mutex_lock(&lock);
     int error = fault(NEEDS_ROOM, "rename");
     int result = -1;
     if (error > 0) {
         errno = error;
     } else {
-        result = (int)syscall(SYS_rename, from, to);
-        if (result == 0) record(RENAME, -1, 0, 0, full_from, full_to, strlen(full_to));
+        result = (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+        int kind = flags & RENAME_EXCHANGE ? EXCHANGE : RENAME;
+        if (result == 0) record(kind, -1, 0, 0, full_from, full_to, strlen(full_to));
     }
     pthread_mutex_unlock(&lock);
     return result;
+}
+int rename(const char *from, const char *to) { return rename_with(AT_FDCWD, from, AT_FDCWD, to, 0); }
+int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
+    return rename_with(from_dir, from, to_dir, to, flags);
 }

@@ -32,6 +32,8 @@ pub enum Record {
         from: PathBuf,
         to: PathBuf,
     },
+    /// Two names were exchanged in one step.
+    Exchange(PathBuf, PathBuf),
     Unlink(PathBuf),
     MakeDir(PathBuf),
     RemoveDir(PathBuf),
@@ -78,6 +80,7 @@ fn record(body: &[u8]) -> Record {
         5 => Record::Sync(fd),
         6 => Record::Truncate { fd, length: a },
         7 => Record::Rename { from: path, to: PathBuf::from(String::from_utf8(bytes).unwrap()) },
+        13 => Record::Exchange(path, PathBuf::from(String::from_utf8(bytes).unwrap())),
         8 => Record::Unlink(path),
         9 => Record::MakeDir(path),
         10 => Record::RemoveDir(path),

@@ -1,0 +1,669 @@
+//! A compact copy takes the database's place while the node runs.
+//!
+//! sled gives a segment of its file back only when nothing in it is of use any more, and its own
+//! cleaning does not keep up: after some time a file is many times as long as what is in it
+//! (docs/PERFORMANCE.md). [`super::compact`] mends that for a node that is stopped; this is
+//! the same for one that runs and has little to do:
+//!
+//! 1. A thread of its own copies all rows into a new database beside the old one. Each batch of
+//!    rows that the writer applies meanwhile is handed to it ([`Copying::follow`]) after it was
+//!    applied, and it applies them in the same order. So a row that was copied and has changed
+//!    since is overtaken by its change, whichever of the two came first.
+//! 2. It compares, backwards, for who walks forwards through a damaged page may pass over rows,
+//!    and makes the copy durable.
+//! 3. The writer stops between two commits. The last rows are applied and synced; what changed
+//!    while it was compared is compared once more; the directories are exchanged in one step, which
+//!    is made durable; and readers and the writer go on with the new files
+//!    ([`super::engine::Engine::replace`]).
+//!
+//! Both databases hold every durable commit when they are exchanged, and the guard is
+//! beside them. So whichever is in place after a crash is the right one, and what the other
+//! has left goes at the next start ([`super::switch::remove_unfinished`]). The copy is given
+//! up as soon as the node has more to do, and begun anew later.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+
+use super::DatabaseError;
+use super::codec::RowChange;
+use super::engine::Files;
+use super::open::{Storage, size_on_disk};
+use super::schema::TreeId;
+use super::store::{Database, Trees};
+use super::switch::{Building, NotExchanged};
+use crate::limits::MAX_ROW_BYTES;
+
+/// Bytes of rows, about, that are copied or compared at once.
+const BYTES_AT_ONCE: usize = 128 * 1024;
+/// How many bytes are copied until they are synced, so that no sync takes long.
+const BYTES_BETWEEN_SYNCS: usize = 8 * 1024 * 1024;
+/// Bytes that wait to be applied to the copy; when there are more, it is given up.
+const MAX_BYTES_BEHIND: usize = 64 * 1024 * 1024;
+/// Rows that changed while they were compared, and are compared once more while the writer waits.
+const MAX_DOUBTFUL: usize = 65_536;
+/// How much longer a file is when it is renewed than it was after the last time.
+const GROWTH: u64 = 2;
+/// How often it is looked whether it is time.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long it takes until a copy is tried again that was given up.
+const AFTER_GIVEN_UP: Duration = Duration::from_secs(20);
+/// And one that failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(600);
+
+/// What the writer tells the thread.
+#[derive(Debug)]
+enum Word {
+    /// These were applied.
+    Rows(Vec<RowChange>),
+    /// Nothing more is, until the copy is in place.
+    Finish,
+    /// The files that were in place before.
+    Old(Files),
+}
+
+/// Why a copy does not come to its end.
+#[derive(Debug)]
+enum Ended {
+    /// The writer wants none any more.
+    GivenUp,
+    Failed(DatabaseError),
+}
+
+impl From<DatabaseError> for Ended {
+    fn from(error: DatabaseError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A copy that is being made, as the writer sees it. It is given up when this is dropped,
+/// which waits for the thread.
+#[derive(Debug)]
+pub(super) struct Copying {
+    words: Option<Sender<Word>>,
+    /// Bytes that were said and not taken yet.
+    behind: Arc<AtomicUsize>,
+    ready: Arc<AtomicBool>,
+    made: Receiver<Result<Files, NotExchanged>>,
+    thread: Option<JoinHandle<()>>,
+    began: Instant,
+}
+
+impl Copying {
+    fn begin(data_dir: &Path, cache_bytes: u64, old: Trees) -> std::io::Result<Self> {
+        let (words, said) = crossbeam_channel::unbounded();
+        let (tell, made) = crossbeam_channel::bounded(1);
+        let (behind, ready) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let copier = Copier { old, said, behind: Arc::clone(&behind), ready: Arc::clone(&ready), made: tell };
+        let data_dir = data_dir.to_path_buf();
+        let run = move || copier.run(&data_dir, cache_bytes);
+        let thread = Some(std::thread::Builder::new().name("renew".into()).spawn(run)?);
+        Ok(Self { words: Some(words), behind, ready, made, thread, began: Instant::now() })
+    }
+
+    fn say(&self, word: Word) {
+        if let Some(words) = &self.words {
+            // A thread that has ended has told why.
+            let _heard = words.send(word).is_ok();
+        }
+    }
+
+    /// These rows were just applied.
+    pub(super) fn follow(&self, rows: &[RowChange]) {
+        let bytes = rows.iter().map(bytes_of).sum();
+        if self.behind.fetch_add(bytes, Ordering::SeqCst) <= MAX_BYTES_BEHIND {
+            self.say(Word::Rows(rows.to_vec()));
+        }
+    }
+
+    /// Whether rows were left out because too many were waiting.
+    fn is_overrun(&self) -> bool {
+        self.behind.load(Ordering::SeqCst) > MAX_BYTES_BEHIND
+    }
+
+    fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until the copy is in place.
+    fn finish(&self) -> Result<Files, NotExchanged> {
+        self.say(Word::Finish);
+        self.outcome()
+    }
+
+    fn outcome(&self) -> Result<Files, NotExchanged> {
+        self.made.recv().unwrap_or_else(|_| {
+            let source = std::io::Error::other("it ended without a word");
+            Err(NotExchanged::Kept(DatabaseError::Io { what: "making a compact copy", source }))
+        })
+    }
+
+    /// Lets the thread end by itself.
+    fn give_up(&mut self) {
+        self.words = None;
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.give_up();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that makes a compact copy has panicked");
+        }
+    }
+}
+
+fn bytes_of(row: &RowChange) -> usize {
+    row.key.len() + row.value.as_ref().map_or(0, Vec::len)
+}
+
+/// The thread.
+struct Copier {
+    old: Trees,
+    said: Receiver<Word>,
+    behind: Arc<AtomicUsize>,
+    ready: Arc<AtomicBool>,
+    made: Sender<Result<Files, NotExchanged>>,
+}
+
+impl Copier {
+    fn run(self, data_dir: &Path, cache_bytes: u64) {
+        if let Err(Ended::Failed(error)) = self.make(data_dir, cache_bytes) {
+            let _told = self.made.send(Err(NotExchanged::Kept(error))).is_ok();
+        }
+    }
+
+    fn make(&self, data_dir: &Path, cache_bytes: u64) -> Result<(), Ended> {
+        let building = Building::beside_open(data_dir)?;
+        let new = Storage::open(building.path(), cache_bytes)?;
+        self.copy(&new)?;
+        let doubtful = self.compare(&new)?;
+        new.engine.sync()?;
+        self.ready.store(true, Ordering::SeqCst);
+        loop {
+            match self.said.recv() {
+                Ok(Word::Rows(rows)) => self.take_in(&new, &rows)?,
+                Ok(Word::Finish) => break,
+                Ok(Word::Old(_)) | Err(_) => return Err(Ended::GivenUp),
+            }
+        }
+        new.engine.sync()?;
+        self.compare_again(&new, doubtful)?;
+        let exchanged = building.exchange().and_then(|()| {
+            let not_files = || DatabaseError::Unsound("the copy does not consist of files".into());
+            new.engine.into_files().ok_or_else(not_files).map_err(NotExchanged::InPlace)
+        });
+        let exchanged_well = exchanged.is_ok();
+        let _told = self.made.send(exchanged).is_ok();
+        if exchanged_well && let Ok(Word::Old(files)) = self.said.recv() {
+            drop(files);
+        }
+        Ok(())
+    }
+
+    /// Applies to the copy what was applied to the old database.
+    fn take_in(&self, new: &Storage, rows: &[RowChange]) -> Result<(), DatabaseError> {
+        new.engine.apply(rows)?;
+        self.behind.fetch_sub(rows.iter().map(bytes_of).sum(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The same with all that has been said so far.
+    fn catch_up(&self, new: &Storage) -> Result<(), Ended> {
+        loop {
+            match self.said.try_recv() {
+                Ok(Word::Rows(rows)) => self.take_in(new, &rows)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Ok(Word::Finish | Word::Old(_)) | Err(TryRecvError::Disconnected) => return Err(Ended::GivenUp),
+            }
+        }
+    }
+
+    /// Leaves the machine to others for as long as this has used it since `began`.
+    fn rest(&self, new: &Storage, began: Instant) -> Result<(), Ended> {
+        let until = Instant::now() + began.elapsed();
+        loop {
+            match self.said.recv_deadline(until) {
+                Ok(Word::Rows(rows)) => self.take_in(new, &rows)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Ok(Word::Finish | Word::Old(_)) | Err(RecvTimeoutError::Disconnected) => return Err(Ended::GivenUp),
+            }
+        }
+    }
+
+    fn copy(&self, new: &Storage) -> Result<(), Ended> {
+        let mut unsynced = 0;
+        for tree in TreeId::ALL {
+            let mut from = Bound::Unbounded;
+            loop {
+                let began = Instant::now();
+                let (rows, bytes) = some_rows(tree, self.old.get(tree).range(from, Bound::Unbounded))?;
+                let Some(last) = rows.last() else { break };
+                from = Bound::Excluded(last.key.clone());
+                new.engine.apply(&rows)?;
+                // Only after that: what was said has been applied later than it was read.
+                self.catch_up(new)?;
+                unsynced += bytes;
+                if unsynced >= BYTES_BETWEEN_SYNCS {
+                    new.engine.sync()?;
+                    unsynced = 0;
+                }
+                self.rest(new, began)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the places of rows that are not the same: they may have changed since they were read.
+    fn compare(&self, new: &Storage) -> Result<Vec<(TreeId, Vec<u8>)>, Ended> {
+        let mut doubtful = Vec::new();
+        for tree in TreeId::ALL {
+            let mut to = Bound::Unbounded;
+            loop {
+                let began = Instant::now();
+                let (rows, _) = some_rows(tree, self.old.get(tree).range(Bound::Unbounded, to).rev())?;
+                let Some(first) = rows.last() else { break };
+                to = Bound::Excluded(first.key.clone());
+                self.catch_up(new)?;
+                for row in rows {
+                    if new.trees.get(tree).get(&row.key)?.as_deref() != row.value.as_deref() {
+                        doubtful.push((tree, row.key));
+                    }
+                }
+                if doubtful.len() > MAX_DOUBTFUL {
+                    let source = std::io::Error::other("it changes faster than it is compared");
+                    return Err(Ended::Failed(DatabaseError::Io { what: "comparing a compact copy", source }));
+                }
+                self.rest(new, began)?;
+            }
+        }
+        Ok(doubtful)
+    }
+
+    /// The writer waits, so this time they have to be the same.
+    fn compare_again(&self, new: &Storage, doubtful: Vec<(TreeId, Vec<u8>)>) -> Result<(), DatabaseError> {
+        for (tree, key) in doubtful {
+            if self.old.get(tree).get(&key)? != new.trees.get(tree).get(&key)? {
+                return Err(DatabaseError::Unsound(format!("a compact copy of {} is not the same", tree.name())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next rows of a walk through a tree, and their bytes.
+fn some_rows(
+    tree: TreeId,
+    walk: impl Iterator<Item = Result<(sled::IVec, sled::IVec), DatabaseError>>,
+) -> Result<(Vec<RowChange>, usize), DatabaseError> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for row in walk {
+        let (key, value) = row?;
+        let row = RowChange { tree, key: key.to_vec(), value: Some(value.to_vec()) };
+        bytes += bytes_of(&row);
+        rows.push(row);
+        if bytes + MAX_ROW_BYTES > BYTES_AT_ONCE {
+            break;
+        }
+    }
+    Ok((rows, bytes))
+}
+
+/// When a database is renewed.
+#[derive(Debug)]
+pub(super) struct Renewal {
+    data_dir: PathBuf,
+    cache_bytes: u64,
+    /// Bytes on disk below which it is not worth while.
+    above: u64,
+    /// Bytes on disk from which on it is time.
+    due_at: u64,
+    look_at: Instant,
+    /// What has ended, or is about to.
+    ending: Option<Copying>,
+    state: RenewalState,
+}
+
+/// What has been done about the size of the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RenewalState {
+    /// How often a compact copy has taken the database's place.
+    pub renewed: u64,
+    /// Whether it is time that one does.
+    pub due: bool,
+}
+
+impl Database {
+    /// Has a compact copy take the place of the files in `data_dir`, of which this is the
+    /// database, when they are larger than `above` bytes and twice what they were when they were
+    /// last compact; [`Self::tend`] does it. The copy's cache has `cache_bytes`.
+    pub fn renew_above(&mut self, data_dir: &Path, above: u64, cache_bytes: u64) {
+        self.renewal = Some(Renewal {
+            data_dir: data_dir.to_path_buf(),
+            cache_bytes,
+            above,
+            due_at: above,
+            look_at: Instant::now(),
+            ending: None,
+            state: RenewalState::default(),
+        });
+    }
+
+    /// What has been done about the size of the file.
+    pub fn renewal_state(&self) -> RenewalState {
+        self.renewal.as_ref().map_or_else(RenewalState::default, |renewal| renewal.state)
+    }
+
+    /// Begins a compact copy when it is time and the node is `quiet`, gives it up when it is not
+    /// quiet any more, and puts it in place when it is ready. To be called between commits,
+    /// often: it is cheap.
+    ///
+    /// # Errors
+    /// The copy may be in place after a crash, or may not: the database is unusable. A copy that
+    /// merely fails is told in the log, and the old files stay.
+    pub fn tend(&mut self, quiet: bool) -> Result<(), DatabaseError> {
+        let (Some(renewal), Some(copying)) = (&mut self.renewal, self.engine.copying()) else { return Ok(()) };
+        renewal.ending.take_if(|ending| ending.is_over());
+        match copying.take() {
+            None => *copying = renewal.begin_if_due(quiet, &self.shared.trees),
+            Some(made) if made.is_over() => renewal.failed(made),
+            Some(made) if made.is_overrun() => renewal.give_up(made),
+            Some(made) if made.ready.load(Ordering::SeqCst) => match made.finish() {
+                Ok(files) => {
+                    if let Some(old) = self.engine.replace(files) {
+                        made.say(Word::Old(old));
+                    }
+                    renewal.succeeded(made);
+                }
+                Err(NotExchanged::Kept(error)) => {
+                    tracing::warn!(%error, "a compact copy of the database did not take its place");
+                    renewal.rest(made, AFTER_FAILURE);
+                }
+                Err(NotExchanged::InPlace(error)) => return Err(error),
+            },
+            Some(made) if !quiet => renewal.give_up(made),
+            working => *copying = working,
+        }
+        Ok(())
+    }
+}
+
+impl Renewal {
+    fn begin_if_due(&mut self, quiet: bool, trees: &Trees) -> Option<Copying> {
+        if Instant::now() < self.look_at || self.ending.is_some() {
+            return None;
+        }
+        self.look_at = Instant::now() + LOOK_EVERY;
+        let bytes = size_on_disk(&self.data_dir);
+        self.state.due = bytes >= self.due_at;
+        if !self.state.due || !quiet {
+            return None;
+        }
+        match free_bytes(&self.data_dir) {
+            Ok(free) if free > bytes => {}
+            free => {
+                tracing::warn!(?free, bytes, "no room for a compact copy of the database");
+                self.look_at = Instant::now() + AFTER_FAILURE;
+                return None;
+            }
+        }
+        let begun = Copying::begin(&self.data_dir, self.cache_bytes, trees.clone());
+        tracing::info!(bytes, "making a compact copy of the database");
+        begun.inspect_err(|error| tracing::warn!(%error, "cannot make a compact copy of the database")).ok()
+    }
+
+    /// Nothing more until the thread has ended, and for some time.
+    fn rest(&mut self, mut copying: Copying, time: Duration) {
+        copying.give_up();
+        self.look_at = Instant::now() + time;
+        self.ending = Some(copying);
+    }
+
+    fn give_up(&mut self, copying: Copying) {
+        tracing::info!("a compact copy of the database was given up: there is more to do");
+        self.rest(copying, AFTER_GIVEN_UP);
+    }
+
+    /// The thread has ended before it was told to.
+    fn failed(&mut self, copying: Copying) {
+        match copying.outcome() {
+            Err(NotExchanged::Kept(error) | NotExchanged::InPlace(error)) => {
+                tracing::warn!(%error, "a compact copy of the database could not be made");
+            }
+            Ok(_) => {}
+        }
+        self.rest(copying, AFTER_FAILURE);
+    }
+
+    fn succeeded(&mut self, copying: Copying) {
+        let bytes = size_on_disk(&self.data_dir);
+        tracing::info!(bytes, took = ?copying.began.elapsed(), "a compact copy took the database's place");
+        self.due_at = self.above.max(GROWTH * bytes);
+        self.state = RenewalState { renewed: self.state.renewed + 1, due: false };
+        self.look_at = Instant::now() + LOOK_EVERY;
+        // It still has the old files to remove, and ends by itself.
+        self.ending = Some(copying);
+    }
+}
+
+fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let system = rustix::fs::statvfs(path)?;
+    Ok(system.f_bavail.saturating_mul(system.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::db::samples::{genesis, gone_back, key};
+    use crate::db::{CommitBatch, Opened, Owner, Subscription, SubscriptionKey, VerifyOptions, verify_data_dir};
+    use crate::types::Genesis;
+
+    const CACHE_BYTES: u64 = 1 << 20;
+
+    /// A database that is changed by each commit in known places.
+    struct Changing {
+        data_dir: PathBuf,
+        genesis: Genesis,
+        database: Database,
+        expected: BTreeMap<SubscriptionKey, Subscription>,
+        commits: u64,
+    }
+
+    impl Changing {
+        fn open(data_dir: &Path) -> Self {
+            let (genesis, data_dir) = (genesis(), data_dir.to_path_buf());
+            let mut database = open(&data_dir, &genesis).database;
+            database.renew_above(&data_dir, 1, CACHE_BYTES);
+            Self { data_dir, genesis, database, expected: BTreeMap::new(), commits: 0 }
+        }
+
+        /// Makes, changes and removes subscriptions, some of them in many rows.
+        fn commit(&mut self) {
+            let name = |n: u64| format!("wallet {n}");
+            let mut subscriptions = BTreeMap::new();
+            for n in [self.commits, self.commits / 2, self.commits / 3, self.commits % 7] {
+                let subscription = Subscription {
+                    subscriber_id: name(n),
+                    token_hash: [7; 32],
+                    outpoints: Vec::new(),
+                    addresses: vec![crate::db::samples::address(); 1 + (self.commits % 900) as usize],
+                    last_used: i64::try_from(self.commits).unwrap(),
+                };
+                let keep = !(self.commits + n).is_multiple_of(5);
+                subscriptions.insert(SubscriptionKey::of(&name(n)), keep.then_some(subscription));
+            }
+            for (key, subscription) in &subscriptions {
+                match subscription {
+                    Some(subscription) => self.expected.insert(*key, subscription.clone()),
+                    None => self.expected.remove(key),
+                };
+            }
+            self.commits += 1;
+            let _durable = self.database.commit(CommitBatch { subscriptions, ..CommitBatch::default() }, ()).unwrap();
+        }
+
+        fn assert_as_expected(&self) {
+            let found = self.database.reader().subscriptions().map(Result::unwrap);
+            let found: BTreeMap<_, _> = found.map(|s| (SubscriptionKey::of(&s.subscriber_id), s)).collect();
+            assert_eq!(found, self.expected);
+        }
+
+        fn copying(&mut self) -> &mut Option<Copying> {
+            self.database.engine.copying().unwrap()
+        }
+
+        /// Commits until a compact copy has taken the place.
+        fn renew(&mut self) {
+            let before = self.database.renewal_state().renewed;
+            self.database.renewal.as_mut().unwrap().due_at = 1;
+            while self.database.renewal_state().renewed == before {
+                self.database.renewal.as_mut().unwrap().look_at = Instant::now();
+                self.commit();
+                self.database.tend(true).unwrap();
+            }
+        }
+
+        /// Closes it, and looks at what a start will find.
+        fn reopen(self) -> Self {
+            let Self { data_dir, genesis, database, expected, commits } = self;
+            let head = database.reader().durable_head();
+            drop(database);
+            let options = VerifyOptions { genesis: Some(&genesis), full: true, progress: &|_, _| {} };
+            let report = verify_data_dir(&data_dir, CACHE_BYTES, options).unwrap();
+            assert_eq!(report.findings().count(), 0);
+            let reopened = Self { expected, commits, ..Self::open(&data_dir) };
+            assert_eq!(reopened.database.reader().durable_head(), head);
+            reopened.assert_as_expected();
+            assert!(!data_dir.join("unfinished").exists());
+            reopened
+        }
+    }
+
+    fn open(data_dir: &Path, genesis: &Genesis) -> Opened {
+        let owner = Owner { genesis, public_key: Some(key().public_key()), first_start: true };
+        Database::open(data_dir, owner, CACHE_BYTES).unwrap()
+    }
+
+    fn inode(data_dir: &Path) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(super::super::open::sled_file(data_dir)).unwrap().ino()
+    }
+
+    #[test]
+    fn the_copy_holds_what_was_committed_while_it_was_made_and_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut changing = Changing::open(dir.path());
+        for _ in 0..300 {
+            changing.commit();
+        }
+        for _ in 0..3 {
+            let before = inode(dir.path());
+            changing.renew();
+            assert_ne!(inode(dir.path()), before, "other files are in place");
+            changing.assert_as_expected();
+            for _ in 0..20 {
+                changing.commit();
+            }
+            changing.assert_as_expected();
+            changing = changing.reopen();
+        }
+    }
+
+    #[test]
+    fn readers_go_on_in_the_files_that_take_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut changing = Changing::open(dir.path());
+        (0..50).for_each(|_| changing.commit());
+        let reader = changing.database.reader();
+        let mut walk = reader.subscriptions();
+        walk.next().unwrap().unwrap();
+        let mut watch = changing.database.shared.trees.get(TreeId::Subscriptions).watch().unwrap();
+        changing.renew();
+        walk.for_each(|subscription| drop(subscription.unwrap()));
+        // An event may have been missed, so there is one.
+        let told = |watch: &mut super::super::engine::Watch| watch.wait(Duration::from_secs(60)) == Some(true);
+        assert!(told(&mut watch));
+        while watch.wait(Duration::ZERO) == Some(true) {}
+        changing.commit();
+        assert!(told(&mut watch), "the new tree is watched");
+        assert_eq!(reader.durable_head(), changing.database.reader().durable_head());
+        changing.assert_as_expected();
+    }
+
+    #[test]
+    fn a_copy_is_given_up_when_there_is_more_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut changing = Changing::open(dir.path());
+        (0..300).for_each(|_| changing.commit());
+        changing.database.tend(false).unwrap();
+        assert!(changing.copying().is_none() && changing.database.renewal_state().due, "it waits for a quiet time");
+        // One that is ready by then is put in place all the same.
+        let (mut before, mut renewed) = (0, u64::MAX);
+        while changing.database.renewal_state().renewed != renewed {
+            (before, renewed) = (inode(dir.path()), changing.database.renewal_state().renewed);
+            while changing.copying().is_none() {
+                let renewal = changing.database.renewal.as_mut().unwrap();
+                (renewal.due_at, renewal.look_at) = (1, Instant::now());
+                changing.database.tend(true).unwrap();
+            }
+            changing.database.tend(false).unwrap();
+            assert!(changing.copying().is_none());
+        }
+        changing.commit();
+        while changing.database.renewal.as_ref().unwrap().ending.is_some() {
+            changing.database.tend(true).unwrap();
+        }
+        assert!(!dir.path().join("unfinished").exists());
+        assert_eq!((inode(dir.path()), changing.database.renewal_state().renewed), (before, renewed));
+        changing.reopen();
+    }
+
+    #[test]
+    fn a_copy_that_is_too_far_behind_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut changing = Changing::open(dir.path());
+        changing.database.tend(true).unwrap();
+        let copying = changing.copying().as_ref().unwrap();
+        let row = RowChange { tree: TreeId::Meta, key: vec![], value: Some(vec![0; MAX_BYTES_BEHIND]) };
+        copying.behind.fetch_add(MAX_BYTES_BEHIND, Ordering::SeqCst);
+        copying.follow(&[row]);
+        changing.database.tend(true).unwrap();
+        assert!(changing.copying().is_none());
+        changing.reopen();
+    }
+
+    #[test]
+    fn a_database_that_is_closed_meanwhile_is_free_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut changing = Changing::open(dir.path());
+        for _ in 0..5 {
+            (0..50).for_each(|_| changing.commit());
+            changing.database.tend(true).unwrap();
+            assert!(changing.copying().is_some());
+            changing = changing.reopen();
+        }
+    }
+
+    #[test]
+    fn rows_that_are_passed_over_are_missed() {
+        for data_dir in gone_back() {
+            let old = Storage::look(data_dir.path(), CACHE_BYTES).unwrap();
+            let copy = tempfile::tempdir().unwrap();
+            let new = Storage::open(copy.path(), CACHE_BYTES).unwrap();
+            let (_words, said) = crossbeam_channel::unbounded();
+            let (made, _) = crossbeam_channel::bounded(1);
+            let copier = Copier { old: old.trees, said, behind: Arc::default(), ready: Arc::default(), made };
+            copier.copy(&new).unwrap();
+            let doubtful = copier.compare(&new).unwrap();
+            assert!(!doubtful.is_empty());
+            assert!(matches!(copier.compare_again(&new, doubtful), Err(DatabaseError::Unsound(_))));
+        }
+    }
+}
