@@ -40,6 +40,8 @@ What is measured:
                          for each payment that became final in the window
   disk                   growth of a node's data directory; and what was written to the disk
                          under it, by all nodes and everybody else
+  compact (--compacted)  growth of the data directory from before the warm-up, made compact, to
+                         after the end, made compact, for each payment of the whole run
   wire                   bytes of messages by the node's own count, without framing
 The window opens after --warm-up and closes after --duration, or with the payment that
 makes --count full. Contested payments (--conflicts) are sent in pairs that spend the same
@@ -83,6 +85,11 @@ pub struct NetworkArgs {
     /// [default: the nodes' own]
     #[arg(long, value_name = "N", conflicts_with = "network")]
     pub retention_blocks: Option<u64>,
+    /// Wait before the load and after it until the nodes have made their databases compact, as they
+    /// do when they have little to do, and tell also how much larger they are then; nodes
+    /// that are started here do it above one megabyte
+    #[arg(long)]
+    pub compacted: bool,
     /// Load a devnet that is running: the directory with its devnet.json
     #[arg(long, value_name = "DIR")]
     pub network: Option<PathBuf>,

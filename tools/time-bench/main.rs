@@ -93,7 +93,7 @@ async fn bench(cli: &Cli) -> anyhow::Result<Report> {
     let loaded = async {
         let (coins, prepared) = prepare::prepare(&network, &leaves).await?;
         remark(&format!("signing {} payments", settings.payments + 2 * settings.pairs));
-        Ok((prepared, run::run(&network, &settings, &slots, planner.build(coins)).await?))
+        Ok((prepared, run::run(&network, &settings, &slots, planner.build(coins), cli.network.compacted).await?))
     };
     let (prepared, outcome) = match loaded.await {
         Ok(loaded) => loaded,

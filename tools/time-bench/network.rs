@@ -27,6 +27,9 @@ const READY_POLL: Duration = Duration::from_millis(20);
 const LOG_NAME: &str = "time-bench.log";
 /// Attempts to find free ports.
 const PORT_ATTEMPTS: usize = 1_000;
+/// How often it is looked whether databases are compact, and how long that may take.
+const COMPACTION_POLL: Duration = Duration::from_millis(1_000);
+const COMPACTION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Child processes that do not outlive this value.
 #[derive(Default)]
@@ -97,7 +100,7 @@ impl Network {
         let devnet = Devnet::open(directory, DevnetOptions { nodes: arguments.nodes, base_port, block_interval_ms })?;
         let mut children = Children::default();
         for node in &devnet.nodes {
-            children.0.push(start_node(&program, directory, node, arguments.retention_blocks)?);
+            children.0.push(start_node(&program, directory, node, arguments)?);
         }
         let pids = children.0.iter().map(|child| Some(child.id())).collect();
         Self::new(directory.to_path_buf(), devnet, pids, children, temporary)
@@ -182,6 +185,25 @@ impl Network {
         Ok(chosen)
     }
 
+    /// Waits until no node has a reason to make its database compact, or is about it.
+    pub async fn compacted(&self) -> anyhow::Result<()> {
+        remark("waiting for the nodes to make their databases compact");
+        let (began, mut since) = (Instant::now(), Instant::now());
+        // Whether it is time is looked at once a second.
+        while since.elapsed() < 3 * COMPACTION_POLL {
+            if began.elapsed() > COMPACTION_TIMEOUT {
+                bail!("the nodes' databases were not made compact in {COMPACTION_TIMEOUT:?}");
+            }
+            sleep(COMPACTION_POLL).await;
+            for node in &self.devnet.nodes {
+                if probe::metrics(&node.http_address).await?.get("database_compaction_due") != Some(&0) {
+                    since = Instant::now();
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at every node.
     pub async fn sample(&self) -> anyhow::Result<Vec<probe::NodeSample>> {
         // Processes first and all at once: asking the nodes takes some time.
@@ -203,18 +225,14 @@ fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(this.with_file_name(name))
 }
 
-fn start_node(
-    program: &Path,
-    directory: &Path,
-    node: &DevnetNode,
-    retention_blocks: Option<u64>,
-) -> anyhow::Result<Child> {
+fn start_node(program: &Path, directory: &Path, node: &DevnetNode, arguments: &NetworkArgs) -> anyhow::Result<Child> {
     let path = directory.join(&node.id).join(LOG_NAME);
     let log = std::fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
     Command::new(program)
         .args(["run", "--config"])
         .arg(directory.join(&node.config_file))
-        .args(retention_blocks.map(|blocks| format!("--retention-blocks={blocks}")))
+        .args(arguments.retention_blocks.map(|blocks| format!("--retention-blocks={blocks}")))
+        .args(arguments.compacted.then_some("--compact-above-mb=1"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

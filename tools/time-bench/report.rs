@@ -140,6 +140,8 @@ pub struct NodeReport {
     pub process: Option<ProcessReport>,
     /// Growth of its data directory.
     pub disk_bytes_per_transaction: Option<f64>,
+    /// Its growth over the whole run, compact before and after; missing unless that was waited for.
+    pub compact_disk_bytes_per_transaction: Option<f64>,
     pub wire: WireReport,
     pub commits: u64,
     pub commit_ms_mean: Option<f64>,
@@ -206,6 +208,7 @@ fn node(id: &str, edges: [&NodeSample; 2], last: &NodeSample, window: Window, tr
         id: id.to_owned(),
         process: processes.map(|(first, second)| process([first, second], window, transactions)),
         disk_bytes_per_transaction: per(second.disk_bytes.saturating_sub(first.disk_bytes), transactions),
+        compact_disk_bytes_per_transaction: None,
         wire: WireReport {
             from_members: wire("member_bytes_received"),
             to_members: wire("member_bytes_sent"),
@@ -218,6 +221,15 @@ fn node(id: &str, edges: [&NodeSample; 2], last: &NodeSample, window: Window, tr
         finalised: grown("finalized"),
         finalised_since_start: of(last, "finalized"),
     }
+}
+
+/// How much larger each node's data directory is after the run for each payment, compact both times.
+fn growth_when_compact(outcome: &Outcome, finalised: usize) -> Vec<Option<f64>> {
+    let Some(before) = &outcome.compact else { return vec![None; outcome.last.len()] };
+    let grown = |(before, after): (&NodeSample, &NodeSample)| {
+        per(after.disk_bytes.saturating_sub(before.disk_bytes), finalised)
+    };
+    before.iter().zip(&outcome.last).map(grown).collect()
 }
 
 fn machine(outcome: &Outcome, transactions: usize) -> MachineReport {
@@ -333,6 +345,8 @@ impl Report {
                 }),
                 nodes: nodes
                     .map(|(is, ((first, second), last))| node(&is.id, [first, second], last, window, in_window))
+                    .zip(growth_when_compact(outcome, totals.finalised))
+                    .map(|(node, growth)| NodeReport { compact_disk_bytes_per_transaction: growth, ..node })
                     .collect(),
                 this_program: process([&first.this, &second.this], window, in_window),
                 machine: machine(outcome, in_window),
@@ -446,6 +460,11 @@ impl Report {
                 number(node.commit_ms_mean, 2),
                 number(node.process.as_ref().map(|process| process.resident_mib), 0),
             )?;
+        }
+        let compact: Vec<_> = self.nodes.iter().filter_map(|node| node.compact_disk_bytes_per_transaction).collect();
+        if !compact.is_empty() {
+            let each: Vec<_> = compact.iter().map(|bytes| format!("{bytes:.0}")).collect();
+            writeln!(out, "compact     {} B of disk for each payment of the whole run", each.join(", "))?;
         }
         let this = &self.this_program;
         let cpu = number(this.cpu_ms_per_transaction, 3);

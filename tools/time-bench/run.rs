@@ -47,7 +47,9 @@ pub struct Outcome {
     pub waited_for_blocks: bool,
     /// Proofs that were verified, and why one of them is none.
     pub proofs: (usize, Option<String>),
-    /// What the nodes say at the very end.
+    /// What the nodes said before the load when they were compact, if that was waited for.
+    pub compact: Option<Vec<NodeSample>>,
+    /// What the nodes say at the very end, compact again if they were before.
     pub last: Vec<NodeSample>,
 }
 
@@ -59,7 +61,19 @@ async fn edge(network: &Network) -> anyhow::Result<Edge> {
 }
 
 /// Loads the chosen nodes. Runs on a `LocalSet`.
-pub async fn run(network: &Network, settings: &LoadSettings, slots: &[usize], plan: Plan) -> anyhow::Result<Outcome> {
+pub async fn run(
+    network: &Network,
+    settings: &LoadSettings,
+    slots: &[usize],
+    plan: Plan,
+    compacted: bool,
+) -> anyhow::Result<Outcome> {
+    let compact = if compacted {
+        network.compacted().await?;
+        Some(network.sample().await?)
+    } else {
+        None
+    };
     let addresses: Vec<String> =
         slots.iter().map(|slot| network.devnet.nodes[*slot].websocket_address.clone()).collect();
     let connections = slots.len() * settings.connections;
@@ -92,8 +106,11 @@ pub async fn run(network: &Network, settings: &LoadSettings, slots: &[usize], pl
     let missing = drain(settings, &shared, waited_for_blocks, &subscriptions, &tally).await?;
     subscribe::cancel(&addresses, &subscriptions).await?;
     let proofs = shared.look(|load| verify(load.proofs(), &Committee::of_genesis(&network.genesis)));
+    if compacted {
+        network.compacted().await?;
+    }
     let last = network.sample().await?;
-    Ok(Outcome { load: shared, window, edges, tally, missing, queries, waited_for_blocks, proofs, last })
+    Ok(Outcome { load: shared, window, edges, tally, missing, queries, waited_for_blocks, proofs, compact, last })
 }
 
 /// Warm-up, then the window.

@@ -75,7 +75,8 @@ impl NameChange {
                 names.insert(to.clone(), *entry);
             }
             Self::Exchange(a, b) => {
-                *names = std::mem::take(names).into_iter().map(|(path, entry)| (exchanged(&path, a, b), entry)).collect();
+                *names =
+                    std::mem::take(names).into_iter().map(|(path, entry)| (exchanged(&path, a, b), entry)).collect();
             }
             Self::Remove(path) => {
                 names.remove(path);
