@@ -218,8 +218,13 @@ async fn no_crash_while_the_database_is_made_compact_harms_it() {
     let (mut cut_short, mut made) = (0, 0);
     for crash in 0..crashes {
         let kind = ["kill", "kill", "eio", "enospc"][dice.index(4)];
-        // About so many calls does it make, from the beginning of the start to the last file's removal.
-        let at = if crash == 0 { u64::MAX } else { 100 + dice.below(500) };
+        // About so many calls does it make from the beginning of the start to the removal of the old
+        // files; fewer of them need room on the disk.
+        let at = match kind {
+            _ if crash == 0 => u64::MAX,
+            "enospc" => 60 + dice.below(200),
+            _ => 650 + dice.below(350),
+        };
         let watch = Watch::words(&directory, &net.directory().join("trace-of-compacting")).failing(at, kind, false);
         let mut process = Process::start_with(&net, 0, &directory, &watch, &["--compact-above-mb", "1"]);
         let began = Instant::now();

@@ -317,6 +317,44 @@ async fn the_last_change_is_heard_without_another_one() {
     futures_util::future::join_all(nets.into_iter().map(shop)).await;
 }
 
+/// The files that are read, written and watched are others from one change to the next.
+#[tokio::test]
+async fn a_wallet_hears_every_change_while_the_database_is_made_compact() {
+    let mut net = TestNet::with_interval(1, 3_600_000);
+    net.set_environment("TIME_COMPACT_ABOVE_MB", "1");
+    net.start_all();
+    let mut payer = net.wallet(0).await;
+    let mut coins = net.coins().into_iter();
+    let (mut coin, other) = (coins.next().unwrap(), coins.next().unwrap());
+    let compactions = || {
+        let (_, text) = net.http(0, "/metrics")?;
+        text.lines().find_map(|line| line.strip_prefix("time_database_compactions_total ")?.parse::<u64>().ok())
+    };
+    assert_eq!(compactions(), Some(0));
+    many_coins(&net, &mut payer, &other, 8).await;
+    let addresses = [net.address(&coin.key)];
+    let mut link = Link::web_socket(&net, 0).await;
+    let mut account = Account::open(&mut link, &request("till", &addresses)).await;
+    let began = std::time::Instant::now();
+    let mut more = 50;
+    while more > 0 {
+        let payment = net.split(&coin, 1);
+        payer.broadcast(&payment).await;
+        account.follow(&mut link, account.sequence + 3).await;
+        coin = TestNet::outputs(&payment, &coin.key).remove(0);
+        if compactions() == Some(0) {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "{}", net.log(0));
+            // So that the node has little to do.
+            tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+        } else {
+            more -= 1;
+        }
+    }
+    assert_eq!(account.coins, holdings(&mut payer, &addresses).await.0);
+    net.stop(0);
+    assert_eq!(change_log(&net, 0).keys().last(), Some(&account.sequence));
+}
+
 /// What the change log of a stopped node says: sequence, outpoint and new state.
 fn change_log(net: &TestNet, node: usize) -> BTreeMap<u64, (String, Value)> {
     let entry = |row: &Value| {

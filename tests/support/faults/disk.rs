@@ -223,7 +223,9 @@ impl Disk {
     }
 
     fn change(&mut self, fd: i32, change: FileChange) {
-        let file = &mut self.files[self.inodes[&fd]];
+        let inode =
+            *self.inodes.get(&fd).unwrap_or_else(|| panic!("a change of {:?}, which is no file", self.open.get(&fd)));
+        let file = &mut self.files[inode];
         change.apply(&mut file.live);
         file.pending.push((self.at, change));
     }

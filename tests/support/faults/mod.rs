@@ -54,7 +54,7 @@ pub fn shim() -> &'static Path {
         let built = Command::new(compiler)
             .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"])
             .args([&unfinished, &source])
-            .args(["-lpthread"])
+            .args(["-lpthread", "-ldl"])
             .status()
             .expect("a C compiler is needed");
         assert!(built.success(), "the shim does not compile");

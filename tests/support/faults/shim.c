@@ -20,6 +20,8 @@
  * u32 length of the text, text, bytes; all little-endian. The kinds are in trace.rs.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -232,6 +234,19 @@ int close(int fd) {
     set_kind(fd, UNKNOWN);
     record(CLOSE, fd, 0, 0, NULL, NULL, 0);
     int result = (int)syscall(SYS_close, fd);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* It closes the descriptor without a call that could be seen here. */
+int closedir(DIR *directory) {
+    int (*next)(DIR *) = (int (*)(DIR *))dlsym(RTLD_NEXT, "closedir");
+    int fd = dirfd(directory);
+    int kind = fd >= 0 && fd < MAX_FD ? atomic_load(&kinds[fd]) : OTHER;
+    pthread_mutex_lock(&lock);
+    if (kind == WATCHED) record(CLOSE, fd, 0, 0, NULL, NULL, 0);
+    set_kind(fd, UNKNOWN);
+    int result = next(directory);
     pthread_mutex_unlock(&lock);
     return result;
 }
