@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use core_member::Member;
 use core_member::core_net::{COIN, COINS, MIN_FEE};
-use time_masternode::consensus::{Action, Event, MemberIndex, Source, Vote, VoteKind};
+use time_masternode::consensus::{Action, Event, MemberIndex, Progress, Rejection, Source, Ticket, Vote, VoteKind};
 use time_masternode::limits::{MAX_TRANSACTIONS_PER_REQUEST, SYNC_ANSWER_MS, SYNC_CUT_MS};
 use time_masternode::types::{Height, OutPoint, Transaction, Txid, UTXOState};
 
@@ -153,6 +153,25 @@ fn what_a_decided_block_needs_is_asked_for_once() {
     assert_ne!(*to, lots(&first)[0].0, "another member may have it");
     member.hear_transaction(last, Source::Answer);
     assert_eq!(member.machine.height(), 1);
+}
+
+/// It may be sent by a wallet as well, which is answered like everybody who asks.
+#[test]
+fn a_wallet_that_sends_what_a_decided_block_needs_is_told_to_ask_again() {
+    let (mut member, chain, _) = behind_by(3);
+    for (n, payment) in chain.iter().enumerate() {
+        let ticket = Ticket(n as u64);
+        let actions = member.hear_transaction(payment, Source::Wallet(ticket));
+        let answers = actions.iter().filter(|action| {
+            matches!(action, Action::Reply { ticket: to, txid, progress: Progress::Rejected(Rejection::Busy) }
+                if *to == ticket && *txid == payment.txid())
+        });
+        assert_eq!(answers.count(), 1, "{actions:?}");
+    }
+    assert_eq!(member.machine.height(), 1, "it was what the block needed");
+    let again = member.hear_transaction(&chain[0], Source::Wallet(Ticket(9)));
+    let is_final = |progress: &Progress| matches!(progress, Progress::Finalized { .. } | Progress::Confirmed { .. });
+    assert!(matches!(&again[..], [Action::Reply { progress, .. }] if is_final(progress)), "{again:?}");
 }
 
 /// An answer has an end where it becomes too long. What it lacks is asked for again soon, and whoever

@@ -205,18 +205,17 @@ async fn no_crash_while_opening_harms_a_database() {
     assert!(cut_short > 0);
 }
 
-/// Killed, or given an error of the disk, at any call while it makes its database compact, again
-/// and again on the same directory.
+/// Killed, or given an error of the disk, at any call while it makes its database compact.
 #[tokio::test]
 async fn no_crash_while_the_database_is_made_compact_harms_it() {
     let mut dice = Dice::new(seed("compactions"));
     let crashes = number("TIME_KILLS").unwrap_or(6);
     let (net, _, image, said) = used(&mut dice).await;
     let directory = net.directory().join("compacting");
-    put_image(&directory, &image);
     let member = Member::of(&net, 0);
     let (mut cut_short, mut made) = (0, 0);
     for crash in 0..crashes {
+        put_image(&directory, &image);
         let kind = ["kill", "kill", "eio", "enospc"][dice.index(4)];
         // About so many calls does it make from the beginning of the start to the removal of the old
         // files; fewer of them need room on the disk.

@@ -341,7 +341,12 @@ impl Machine {
     pub(super) fn receive<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
         if self.follow.wants(&txid) && !self.is_foreign(&step.view(), &transaction) {
-            return self.follow.take_body(&transaction, step.now.ms);
+            self.follow.take_body(&transaction, step.now.ms);
+            if matches!(source, Source::Wallet(_)) {
+                // A block has decided it, and its execution here is still to come.
+                refuse(step, source, txid, Rejection::Busy);
+            }
+            return;
         }
         let ended = if step.view().is_open(&transaction) { None } else { self.ended(step, &txid) };
         if let Some(progress) = ended {

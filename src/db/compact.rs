@@ -15,7 +15,7 @@ use super::DatabaseError;
 use super::codec::RowChange;
 use super::guard::Agreement;
 use super::inspect::Condition;
-use super::open::{Storage, is_migrated, size_on_disk};
+use super::open::{Storage, is_migrated, note_compact_size, size_on_disk};
 use super::schema::TreeId;
 use super::store::Trees;
 use super::switch::{Building, will_be_there};
@@ -71,6 +71,7 @@ pub fn compact(data_dir: &Path, cache_bytes: u64, watcher: &dyn Watcher) -> Resu
         return Err(DatabaseError::Unsound("the copy's guard is not the same".into()));
     }
     let bytes_after = size_on_disk(building.path());
+    note_compact_size(building.path()).map_err(DatabaseError::io("noting the size of the copy"))?;
     let set_aside = building.put_in_place()?;
     Ok(Compacted { rows, bytes_before, bytes_after, set_aside })
 }

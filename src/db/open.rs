@@ -242,6 +242,22 @@ pub(super) fn size_on_disk(data_dir: &Path) -> u64 {
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum()
 }
 
+/// Beside sled's files, where they are compact: how many bytes they were then.
+const COMPACT_SIZE_FILE: &str = "compact";
+
+/// Writes down how large the database in `data_dir` is, which is compact. It has to be synced
+/// with its directory.
+pub(super) fn note_compact_size(data_dir: &Path) -> std::io::Result<()> {
+    let path = data_dir.join(DATABASE_DIR).join(COMPACT_SIZE_FILE);
+    std::fs::write(&path, size_on_disk(data_dir).to_string())?;
+    std::fs::File::open(path)?.sync_all()
+}
+
+/// How large the database in `data_dir` was when it was last compact, if that is known.
+pub(super) fn compact_size(data_dir: &Path) -> Option<u64> {
+    std::fs::read_to_string(data_dir.join(DATABASE_DIR).join(COMPACT_SIZE_FILE)).ok()?.parse().ok()
+}
+
 /// Reads all of sled's files once, before sled does. While it recovers, sled takes a segment that it cannot
 /// read for one that was never written, and cuts it off: after one error of the disk most of
 /// the database may be gone for good.

@@ -33,7 +33,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use super::DatabaseError;
 use super::codec::RowChange;
 use super::engine::Files;
-use super::open::{Storage, size_on_disk};
+use super::open::{Storage, compact_size, size_on_disk};
 use super::schema::TreeId;
 use super::store::{Database, Trees};
 use super::switch::{Building, NotExchanged};
@@ -347,7 +347,7 @@ impl Database {
             data_dir: data_dir.to_path_buf(),
             cache_bytes,
             above,
-            due_at: above,
+            due_at: due_at(data_dir, above),
             look_at: Instant::now(),
             ending: None,
             state: RenewalState::default(),
@@ -442,13 +442,18 @@ impl Renewal {
 
     fn succeeded(&mut self, copying: Copying) {
         let bytes = size_on_disk(&self.data_dir);
+        self.due_at = due_at(&self.data_dir, self.above);
         tracing::info!(bytes, took = ?copying.began.elapsed(), "a compact copy took the database's place");
-        self.due_at = self.above.max(GROWTH * bytes);
         self.state = RenewalState { renewed: self.state.renewed + 1, due: false };
         self.look_at = Instant::now() + LOOK_EVERY;
         // It still has the old files to remove, and ends by itself.
         self.ending = Some(copying);
     }
+}
+
+/// The size from which on a database is renewed.
+fn due_at(data_dir: &Path, above: u64) -> u64 {
+    compact_size(data_dir).map_or(above, |bytes| above.max(bytes.saturating_mul(GROWTH)))
 }
 
 fn free_bytes(path: &Path) -> std::io::Result<u64> {
@@ -573,6 +578,8 @@ mod tests {
             }
             changing.assert_as_expected();
             changing = changing.reopen();
+            changing.database.tend(true).unwrap();
+            assert!(changing.copying().is_none(), "it is compact, as it was before it was opened again");
         }
     }
 

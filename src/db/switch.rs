@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use super::DatabaseError;
 use super::guard::{Guard, sync_directory};
-use super::open::{DATABASE_DIR, sled_file, was_moved_to};
+use super::open::{DATABASE_DIR, note_compact_size, sled_file, was_moved_to};
 
 /// A data directory in the making.
 const UNFINISHED: &str = "unfinished";
@@ -129,6 +129,8 @@ impl Building {
         if std::fs::read_dir(new.join("blobs")).map_err(kept)?.next().is_some() {
             return Err(kept(std::io::Error::other("it consists of more than one file")));
         }
+        note_compact_size(&self.path).map_err(kept)?;
+        sync_directory(&new).map_err(NotExchanged::Kept)?;
         renameat_with(CWD, &new, CWD, &here, RenameFlags::EXCHANGE).map_err(|error| kept(error.into()))?;
         let synced = sync_directory(&self.data_dir).and_then(|()| sync_directory(&self.path));
         synced.map_err(NotExchanged::InPlace)?;
