@@ -9,8 +9,8 @@
 //!    rows that the writer applies meanwhile is handed to it ([`Copying::follow`]) after it was
 //!    applied, and it applies them in the same order. So a row that was copied and has changed
 //!    since is overtaken by its change, whichever of the two came first.
-//! 2. It compares, backwards, for who walks forwards through a damaged page may pass over rows,
-//!    and makes the copy durable.
+//! 2. It opens the copy anew, as a start would, and compares, backwards, for who walks forwards
+//!    through a damaged page may pass over rows; and makes it durable.
 //! 3. The writer stops between two commits. The last rows are applied and synced; what changed
 //!    while it was compared is compared once more; the directories are exchanged in one step, which
 //!    is made durable; and readers and the writer go on with the new files
@@ -39,6 +39,8 @@ use super::store::{Database, Trees};
 use super::switch::{Building, NotExchanged};
 use crate::limits::MAX_ROW_BYTES;
 
+/// The copy's cache until it takes the place, beside the other's.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of rows, about, that are copied or compared at once.
 const BYTES_AT_ONCE: usize = 128 * 1024;
 /// How many bytes are copied until they are synced, so that no sync takes long.
@@ -180,9 +182,18 @@ impl Copier {
 
     fn make(&self, data_dir: &Path, cache_bytes: u64) -> Result<(), Ended> {
         let building = Building::beside_open(data_dir)?;
-        let new = Storage::open(building.path(), cache_bytes)?;
+        let reopen = |new: Storage, cache_bytes| {
+            new.engine.sync()?;
+            drop(new);
+            Storage::open(building.path(), cache_bytes)
+        };
+        let new = Storage::open(building.path(), CACHE_BYTES)?;
         self.copy(&new)?;
+        // What a start will find, not what this process remembers.
+        let new = reopen(new, CACHE_BYTES)?;
         let doubtful = self.compare(&new)?;
+        let new = reopen(new, cache_bytes)?;
+        self.catch_up(&new)?;
         new.engine.sync()?;
         self.ready.store(true, Ordering::SeqCst);
         loop {
@@ -470,7 +481,7 @@ mod tests {
     use crate::db::{CommitBatch, Opened, Owner, Subscription, SubscriptionKey, VerifyOptions, verify_data_dir};
     use crate::types::Genesis;
 
-    const CACHE_BYTES: u64 = 1 << 20;
+    const CACHE: u64 = 1 << 20;
 
     /// A database that is changed by each commit in known places.
     struct Changing {
@@ -485,7 +496,7 @@ mod tests {
         fn open(data_dir: &Path) -> Self {
             let (genesis, data_dir) = (genesis(), data_dir.to_path_buf());
             let mut database = open(&data_dir, &genesis).database;
-            database.renew_above(&data_dir, 1, CACHE_BYTES);
+            database.renew_above(&data_dir, 1, CACHE);
             Self { data_dir, genesis, database, expected: BTreeMap::new(), commits: 0 }
         }
 
@@ -541,7 +552,7 @@ mod tests {
             let head = database.reader().durable_head();
             drop(database);
             let options = VerifyOptions { genesis: Some(&genesis), full: true, progress: &|_, _| {} };
-            let report = verify_data_dir(&data_dir, CACHE_BYTES, options).unwrap();
+            let report = verify_data_dir(&data_dir, CACHE, options).unwrap();
             assert_eq!(report.findings().count(), 0);
             let reopened = Self { expected, commits, ..Self::open(&data_dir) };
             assert_eq!(reopened.database.reader().durable_head(), head);
@@ -553,7 +564,7 @@ mod tests {
 
     fn open(data_dir: &Path, genesis: &Genesis) -> Opened {
         let owner = Owner { genesis, public_key: Some(key().public_key()), first_start: true };
-        Database::open(data_dir, owner, CACHE_BYTES).unwrap()
+        Database::open(data_dir, owner, CACHE).unwrap()
     }
 
     fn inode(data_dir: &Path) -> u64 {
@@ -661,9 +672,9 @@ mod tests {
     #[test]
     fn what_the_copy_lacks_is_missed() {
         for data_dir in gone_back() {
-            let old = Storage::look(data_dir.path(), CACHE_BYTES).unwrap();
+            let old = Storage::look(data_dir.path(), CACHE).unwrap();
             let copy = tempfile::tempdir().unwrap();
-            let new = Storage::open(copy.path(), CACHE_BYTES).unwrap();
+            let new = Storage::open(copy.path(), CACHE).unwrap();
             let (_words, said) = crossbeam_channel::unbounded();
             let (made, _) = crossbeam_channel::bounded(1);
             let copier = Copier { old: old.trees, said, behind: Arc::default(), ready: Arc::default(), made };
