@@ -2,7 +2,7 @@
 //!
 //! sled gives a segment of its file back only when nothing in it is of use any more, and its own
 //! cleaning does not keep up: after some time a file is many times as long as what is in it
-//! (docs/PERFORMANCE.md). [`super::compact`] mends that for a node that is stopped; this is
+//! (docs/PERFORMANCE.md). [`mod@super::compact`] mends that for a node that is stopped; this is
 //! the same for one that runs and has little to do:
 //!
 //! 1. A thread of its own copies all rows into a new database beside the old one. Each batch of
