@@ -69,6 +69,9 @@ enum Word {
     Old(Files),
 }
 
+/// Where a row stands.
+type Place = (TreeId, Vec<u8>);
+
 /// Why a copy does not come to its end.
 #[derive(Debug)]
 enum Ended {
@@ -194,6 +197,8 @@ impl Copier {
         let doubtful = self.compare(&new)?;
         let new = reopen(new, cache_bytes)?;
         self.catch_up(&new)?;
+        // Most of what changed meanwhile is the same by now, and the writer need not wait for it.
+        let doubtful = self.differing(&new, doubtful)?;
         new.engine.sync()?;
         self.ready.store(true, Ordering::SeqCst);
         loop {
@@ -271,7 +276,7 @@ impl Copier {
     }
 
     /// Gives the places of rows that are not the same: they may have changed since they were read.
-    fn compare(&self, new: &Storage) -> Result<Vec<(TreeId, Vec<u8>)>, Ended> {
+    fn compare(&self, new: &Storage) -> Result<Vec<Place>, Ended> {
         let mut doubtful = Vec::new();
         for tree in TreeId::ALL {
             let mut to = Bound::Unbounded;
@@ -296,14 +301,27 @@ impl Copier {
         Ok(doubtful)
     }
 
+    /// Those of these places whose rows are not the same now.
+    fn differing(&self, new: &Storage, mut places: Vec<Place>) -> Result<Vec<Place>, DatabaseError> {
+        let mut outcome = Ok(());
+        places.retain(|(tree, key)| {
+            let differs = || Ok(self.old.get(*tree).get(key)? != new.trees.get(*tree).get(key)?);
+            differs().unwrap_or_else(|error| {
+                outcome = Err(error);
+                true
+            })
+        });
+        outcome.map(|()| places)
+    }
+
     /// The writer waits, so this time they have to be the same.
-    fn compare_again(&self, new: &Storage, doubtful: Vec<(TreeId, Vec<u8>)>) -> Result<(), DatabaseError> {
-        for (tree, key) in doubtful {
-            if self.old.get(tree).get(&key)? != new.trees.get(tree).get(&key)? {
-                return Err(DatabaseError::Unsound(format!("a compact copy of {} is not the same", tree.name())));
+    fn compare_again(&self, new: &Storage, doubtful: Vec<Place>) -> Result<(), DatabaseError> {
+        match self.differing(new, doubtful)?.first() {
+            Some((tree, _)) => {
+                Err(DatabaseError::Unsound(format!("a compact copy of {} is not the same", tree.name())))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
