@@ -137,8 +137,9 @@ pub const MAX_CONCURRENT_READS: usize = 16;
 
 // --- The database ---
 
-/// Bytes of a value in sled; longer records are split into rows (blobs are never synced).
-pub const MAX_ROW_BYTES: usize = 7 * 1024;
+/// Bytes of a value in sled; longer records are split into rows (blobs are never synced). A leaf of
+/// sled's may have 20 rows for a moment, and is a blob from 128 KiB on.
+pub const MAX_ROW_BYTES: usize = 6 * 1024;
 
 /// Megabytes on disk from which on a running node makes its database compact.
 pub const COMPACT_ABOVE_MB: u64 = 256;

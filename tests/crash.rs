@@ -249,6 +249,8 @@ async fn no_crash_while_the_database_is_made_compact_harms_it() {
     }
     eprintln!("{made} of {crashes} copies took the place, {cut_short} were cut short");
     assert!(made > 0);
+    // Of a few, chance may put all before it or behind it.
+    assert!(crashes < 20 || cut_short > 0, "no fault came while a copy was made");
 }
 
 fn repair(net: &TestNet, directory: &Path, watch: &Watch) -> std::process::Output {

@@ -81,8 +81,8 @@ impl Tree {
     /// The rows whose keys are within these bounds.
     pub(super) fn range(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RowIter {
         match self {
-            Self::Sled(tree) => Box::new(UntilError(Some(tree.range::<Vec<u8>, _>((from, to))))),
-            Self::InPlace(trees, id) => Box::new(UntilError(Some(trees.tree(*id).range::<Vec<u8>, _>((from, to))))),
+            Self::Sled(tree) => Box::new(UntilError::of(tree.range::<Vec<u8>, _>((from, to)))),
+            Self::InPlace(trees, id) => Box::new(UntilError::of(trees.tree(*id).range::<Vec<u8>, _>((from, to)))),
             Self::Memory(disk, id) => Box::new(MemoryRange { disk: disk.clone(), id: *id, from, to }),
         }
     }
@@ -174,9 +174,13 @@ impl Watch {
 }
 
 /// sled's rows up to the first that cannot be read: sled itself would give that error for ever.
-struct UntilError(Option<sled::Iter>);
+struct UntilError(Option<Held<sled::Iter>>);
 
 impl UntilError {
+    const fn of(rows: sled::Iter) -> Self {
+        Self(Some(Held::new(rows)))
+    }
+
     fn take(&mut self, row: Option<sled::Result<(IVec, IVec)>>) -> Option<Result<(IVec, IVec), DatabaseError>> {
         if matches!(row, None | Some(Err(_))) {
             self.0 = None;
@@ -226,6 +230,20 @@ pub(super) struct Files {
     nudge: Nudge,
     /// Our own descriptor of sled's file, for the sync that sled leaves out.
     file: File,
+    turns: Turns,
+}
+
+/// Whose turn it is of several writers, each with files of its own. All of sled's databases in a
+/// process share one lock: a transaction waits in it for a flush of another one to end, and
+/// while it waits, nobody comes in who could wake that flush when a write has failed ([`Nudge`]).
+/// So they wait here, outside.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Turns(Arc<Mutex<()>>);
+
+impl Turns {
+    fn take(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Files {
@@ -233,7 +251,7 @@ impl Files {
     pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, file: File) -> Result<Self, DatabaseError> {
         let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { db, trees, nudge, file })
+        Ok(Self { db, trees, nudge, file, turns: Turns::default() })
     }
 
     /// Handles of the trees for readers.
@@ -253,6 +271,7 @@ impl Files {
             }
             Ok::<(), ConflictableTransactionError<()>>(())
         };
+        let _turn = self.turns.take();
         let transaction = || self.trees.as_slice().transaction(write);
         let result: Result<(), TransactionError<()>> = self.nudge.during(transaction);
         result.map_err(|error| match error {
@@ -261,8 +280,10 @@ impl Files {
         })
     }
 
-    fn sync(&self) -> Result<(), DatabaseError> {
+    pub(super) fn sync(&self) -> Result<(), DatabaseError> {
+        let turn = self.turns.take();
         self.nudge.during(|| self.db.flush())?;
+        drop(turn);
         self.file.sync_data().map_err(DatabaseError::io("syncing the database"))
     }
 }
@@ -311,6 +332,21 @@ impl Engine {
         match self {
             Self::Sled { copying, .. } => Some(copying),
             Self::Sealed { .. } | Self::Memory(_) => None,
+        }
+    }
+
+    /// Whose turn it is to write, where there are files.
+    pub(super) fn turns(&self) -> Turns {
+        match self {
+            Self::Sled { files, .. } => files.turns.clone(),
+            Self::Sealed { .. } | Self::Memory(_) => Turns::default(),
+        }
+    }
+
+    /// From now on it writes by turns with others.
+    pub(super) fn take_turns(&mut self, turns: Turns) {
+        if let Self::Sled { files, .. } = self {
+            files.turns = turns;
         }
     }
 

@@ -6,7 +6,7 @@
 //! woken, and would wait for ever: a [`Nudge`] lets somebody else flush, who finds the error
 //! and wakes all.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -32,6 +32,12 @@ impl<T> Deref for Held<T> {
 
     fn deref(&self) -> &T {
         self.0.as_ref().expect("it is taken only when it is dropped")
+    }
+}
+
+impl<T> DerefMut for Held<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("it is taken only when it is dropped")
     }
 }
 

@@ -8,7 +8,7 @@
 //! # The trees
 //!
 //! Keys sort, so integers in them are big-endian. Values are bincode. A record of more
-//! than 7 KiB is split into rows whose keys end in a `u16` part number (sled never syncs
+//! than 6 KiB is split into rows whose keys end in a `u16` part number (sled never syncs
 //! the blobs that larger values become).
 //!
 //! | tree | key | value | what always holds |

@@ -32,9 +32,9 @@ const READ_BYTES: usize = 1024 * 1024;
 /// How long this process waits for its own lock of before.
 const OWN_LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// The same of another process's lock: one that was killed is gone a moment before its lock is.
-const OTHER_LOCK_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const OTHER_LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it looks.
-const LOCK_POLL: Duration = Duration::from_millis(5);
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// An open disk, and what its guard says.
 #[derive(Debug)]

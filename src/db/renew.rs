@@ -21,7 +21,7 @@
 //! has left goes at the next start ([`super::switch::remove_unfinished`]). The copy is given
 //! up as soon as the node has more to do, and begun anew later.
 
-use std::ops::Bound;
+use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 use super::DatabaseError;
 use super::codec::RowChange;
-use super::engine::Files;
+use super::engine::{Files, Turns};
 use super::open::{Storage, compact_size, size_on_disk};
 use super::schema::TreeId;
 use super::store::{Database, Trees};
@@ -42,9 +42,9 @@ use crate::limits::MAX_ROW_BYTES;
 /// The copy's cache until it takes the place, beside the other's.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of rows, about, that are copied or compared at once.
-const BYTES_AT_ONCE: usize = 128 * 1024;
+const BYTES_AT_ONCE: usize = 32 * 1024;
 /// How many bytes are copied until they are synced, so that no sync takes long.
-const BYTES_BETWEEN_SYNCS: usize = 8 * 1024 * 1024;
+const BYTES_BETWEEN_SYNCS: usize = 1024 * 1024;
 /// Bytes that wait to be applied to the copy; when there are more, it is given up.
 const MAX_BYTES_BEHIND: usize = 64 * 1024 * 1024;
 /// Rows that changed while they were compared, and are compared once more while the writer waits.
@@ -53,8 +53,9 @@ const MAX_DOUBTFUL: usize = 65_536;
 const GROWTH: u64 = 2;
 /// How often it is looked whether it is time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long it takes until a copy is tried again that was given up.
+/// How long it takes until a copy is tried again that was given up; twice as long each time.
 const AFTER_GIVEN_UP: Duration = Duration::from_secs(20);
+const MOST_AFTER_GIVEN_UP: Duration = Duration::from_secs(3600);
 /// And one that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(600);
 
@@ -93,22 +94,34 @@ pub(super) struct Copying {
     words: Option<Sender<Word>>,
     /// Bytes that were said and not taken yet.
     behind: Arc<AtomicUsize>,
+    /// Rows were left out because too many were waiting.
+    overrun: AtomicBool,
     ready: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     made: Receiver<Result<Files, NotExchanged>>,
     thread: Option<JoinHandle<()>>,
     began: Instant,
 }
 
 impl Copying {
-    fn begin(data_dir: &Path, cache_bytes: u64, old: Trees) -> std::io::Result<Self> {
+    fn begin(data_dir: &Path, cache_bytes: u64, old: Trees, turns: Turns) -> std::io::Result<Self> {
         let (words, said) = crossbeam_channel::unbounded();
         let (tell, made) = crossbeam_channel::bounded(1);
-        let (behind, ready) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let copier = Copier { old, said, behind: Arc::clone(&behind), ready: Arc::clone(&ready), made: tell };
+        let (behind, ready, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Arc::default());
+        let copier = Copier {
+            old,
+            turns,
+            said,
+            behind: Arc::clone(&behind),
+            ready: Arc::clone(&ready),
+            stop: Arc::clone(&stop),
+            made: tell,
+        };
         let data_dir = data_dir.to_path_buf();
         let run = move || copier.run(&data_dir, cache_bytes);
         let thread = Some(std::thread::Builder::new().name("renew".into()).spawn(run)?);
-        Ok(Self { words: Some(words), behind, ready, made, thread, began: Instant::now() })
+        let overrun = AtomicBool::new(false);
+        Ok(Self { words: Some(words), behind, overrun, ready, stop, made, thread, began: Instant::now() })
     }
 
     fn say(&self, word: Word) {
@@ -121,14 +134,16 @@ impl Copying {
     /// These rows were just applied.
     pub(super) fn follow(&self, rows: &[RowChange]) {
         let bytes = rows.iter().map(bytes_of).sum();
-        if self.behind.fetch_add(bytes, Ordering::SeqCst) <= MAX_BYTES_BEHIND {
+        if self.behind.fetch_add(bytes, Ordering::SeqCst) > MAX_BYTES_BEHIND {
+            self.overrun.store(true, Ordering::SeqCst);
+        }
+        if !self.is_overrun() {
             self.say(Word::Rows(rows.to_vec()));
         }
     }
 
-    /// Whether rows were left out because too many were waiting.
     fn is_overrun(&self) -> bool {
-        self.behind.load(Ordering::SeqCst) > MAX_BYTES_BEHIND
+        self.overrun.load(Ordering::SeqCst)
     }
 
     fn is_over(&self) -> bool {
@@ -150,6 +165,7 @@ impl Copying {
 
     /// Lets the thread end by itself.
     fn give_up(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
         self.words = None;
     }
 }
@@ -170,32 +186,69 @@ fn bytes_of(row: &RowChange) -> usize {
 /// The thread.
 struct Copier {
     old: Trees,
+    turns: Turns,
     said: Receiver<Word>,
     behind: Arc<AtomicUsize>,
     ready: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     made: Sender<Result<Files, NotExchanged>>,
+}
+
+/// The copy, open for writing. When it is closed, nothing is left to write: sled would wait for that
+/// without anybody to look after it.
+struct Written(Option<Storage>);
+
+impl Written {
+    fn into_storage(mut self) -> Option<Storage> {
+        self.0.take()
+    }
+}
+
+impl Deref for Written {
+    type Target = Storage;
+
+    fn deref(&self) -> &Storage {
+        self.0.as_ref().expect("it is taken only when it is done with")
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(|new| new.engine.sync()) {
+            tracing::warn!(%error, "a compact copy could not be synced");
+        }
+    }
 }
 
 impl Copier {
     fn run(self, data_dir: &Path, cache_bytes: u64) {
         if let Err(Ended::Failed(error)) = self.make(data_dir, cache_bytes) {
-            let _told = self.made.send(Err(NotExchanged::Kept(error))).is_ok();
+            self.tell(Err(NotExchanged::Kept(error)));
         }
+    }
+
+    fn tell(&self, outcome: Result<Files, NotExchanged>) {
+        // Who does not listen any more has given it up.
+        let _told = self.made.send(outcome).is_ok();
     }
 
     fn make(&self, data_dir: &Path, cache_bytes: u64) -> Result<(), Ended> {
         let building = Building::beside_open(data_dir)?;
-        let reopen = |new: Storage, cache_bytes| {
-            new.engine.sync()?;
-            drop(new);
-            Storage::open(building.path(), cache_bytes)
+        building.can_exchange()?;
+        let open = |cache_bytes| -> Result<Written, Ended> {
+            self.is_wanted()?;
+            let mut new = Storage::open(building.path(), cache_bytes)?;
+            new.engine.take_turns(self.turns.clone());
+            Ok(Written(Some(new)))
         };
-        let new = Storage::open(building.path(), CACHE_BYTES)?;
+        let new = open(CACHE_BYTES)?;
         self.copy(&new)?;
         // What a start will find, not what this process remembers.
-        let new = reopen(new, CACHE_BYTES)?;
+        drop(new);
+        let new = open(CACHE_BYTES)?;
         let doubtful = self.compare(&new)?;
-        let new = reopen(new, cache_bytes)?;
+        drop(new);
+        let new = open(cache_bytes)?;
         self.catch_up(&new)?;
         // Most of what changed meanwhile is the same by now, and the writer need not wait for it.
         let doubtful = self.differing(&new, doubtful)?;
@@ -208,18 +261,26 @@ impl Copier {
                 Ok(Word::Old(_)) | Err(_) => return Err(Ended::GivenUp),
             }
         }
-        new.engine.sync()?;
-        self.compare_again(&new, doubtful)?;
-        let exchanged = building.exchange().and_then(|()| {
-            let not_files = || DatabaseError::Unsound("the copy does not consist of files".into());
-            new.engine.into_files().ok_or_else(not_files).map_err(NotExchanged::InPlace)
-        });
-        let exchanged_well = exchanged.is_ok();
-        let _told = self.made.send(exchanged).is_ok();
-        if exchanged_well && let Ok(Word::Old(files)) = self.said.recv() {
-            drop(files);
+        // The writer waits: it is told before anything is closed or removed.
+        let is_same = new.engine.sync().and_then(|()| self.compare_again(&new, doubtful));
+        if let Err(not) = is_same.map_err(NotExchanged::Kept).and_then(|()| building.exchange()) {
+            self.tell(Err(not));
+            return Err(Ended::GivenUp);
+        }
+        let not_files = || DatabaseError::Unsound("the copy does not consist of files".into());
+        let files = new.into_storage().and_then(|new| new.engine.into_files()).ok_or_else(not_files);
+        self.tell(files.map_err(NotExchanged::InPlace));
+        if let Ok(Word::Old(files)) = self.said.recv() {
+            // Nothing is left to write when sled closes them, wherever their last reader is.
+            if let Err(error) = files.sync() {
+                tracing::warn!(%error, "the files that were replaced could not be synced");
+            }
         }
         Ok(())
+    }
+
+    fn is_wanted(&self) -> Result<(), Ended> {
+        if self.stop.load(Ordering::SeqCst) { Err(Ended::GivenUp) } else { Ok(()) }
     }
 
     /// Applies to the copy what was applied to the old database.
@@ -232,6 +293,7 @@ impl Copier {
     /// The same with all that has been said so far.
     fn catch_up(&self, new: &Storage) -> Result<(), Ended> {
         loop {
+            self.is_wanted()?;
             match self.said.try_recv() {
                 Ok(Word::Rows(rows)) => self.take_in(new, &rows)?,
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -244,6 +306,7 @@ impl Copier {
     fn rest(&self, new: &Storage, began: Instant) -> Result<(), Ended> {
         let until = Instant::now() + began.elapsed();
         loop {
+            self.is_wanted()?;
             match self.said.recv_deadline(until) {
                 Ok(Word::Rows(rows)) => self.take_in(new, &rows)?,
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
@@ -278,24 +341,27 @@ impl Copier {
     /// Gives the places of rows that are not the same: they may have changed since they were read.
     fn compare(&self, new: &Storage) -> Result<Vec<Place>, Ended> {
         let mut doubtful = Vec::new();
-        for tree in TreeId::ALL {
-            let mut to = Bound::Unbounded;
-            loop {
-                let began = Instant::now();
-                let (rows, _) = some_rows(tree, self.old.get(tree).range(Bound::Unbounded, to).rev())?;
-                let Some(first) = rows.last() else { break };
-                to = Bound::Excluded(first.key.clone());
-                self.catch_up(new)?;
-                for row in rows {
-                    if new.trees.get(tree).get(&row.key)?.as_deref() != row.value.as_deref() {
-                        doubtful.push((tree, row.key));
+        // What the copy lacks, then what only the copy has.
+        for (one, other) in [(&self.old, &new.trees), (&new.trees, &self.old)] {
+            for tree in TreeId::ALL {
+                let mut to = Bound::Unbounded;
+                loop {
+                    let began = Instant::now();
+                    let (rows, _) = some_rows(tree, one.get(tree).range(Bound::Unbounded, to).rev())?;
+                    let Some(first) = rows.last() else { break };
+                    to = Bound::Excluded(first.key.clone());
+                    self.catch_up(new)?;
+                    for row in rows {
+                        if other.get(tree).get(&row.key)?.as_deref() != row.value.as_deref() {
+                            doubtful.push((tree, row.key));
+                        }
                     }
+                    if doubtful.len() > MAX_DOUBTFUL {
+                        let source = std::io::Error::other("it changes faster than it is compared");
+                        return Err(Ended::Failed(DatabaseError::Io { what: "comparing a compact copy", source }));
+                    }
+                    self.rest(new, began)?;
                 }
-                if doubtful.len() > MAX_DOUBTFUL {
-                    let source = std::io::Error::other("it changes faster than it is compared");
-                    return Err(Ended::Failed(DatabaseError::Io { what: "comparing a compact copy", source }));
-                }
-                self.rest(new, began)?;
             }
         }
         Ok(doubtful)
@@ -353,6 +419,8 @@ pub(super) struct Renewal {
     /// Bytes on disk from which on it is time.
     due_at: u64,
     look_at: Instant,
+    /// How long it waits when a copy is given up.
+    pause: Duration,
     /// What has ended, or is about to.
     ending: Option<Copying>,
     state: RenewalState,
@@ -378,6 +446,7 @@ impl Database {
             above,
             due_at: due_at(data_dir, above),
             look_at: Instant::now(),
+            pause: AFTER_GIVEN_UP,
             ending: None,
             state: RenewalState::default(),
         });
@@ -396,10 +465,11 @@ impl Database {
     /// The copy may be in place after a crash, or may not: the database is unusable. A copy that
     /// merely fails is told in the log, and the old files stay.
     pub fn tend(&mut self, quiet: bool) -> Result<(), DatabaseError> {
+        let turns = self.engine.turns();
         let (Some(renewal), Some(copying)) = (&mut self.renewal, self.engine.copying()) else { return Ok(()) };
         renewal.ending.take_if(|ending| ending.is_over());
         match copying.take() {
-            None => *copying = renewal.begin_if_due(quiet, &self.shared.trees),
+            None => *copying = renewal.begin_if_due(quiet, &self.shared.trees, turns),
             Some(made) if made.is_over() => renewal.failed(made),
             Some(made) if made.is_overrun() => renewal.give_up(made),
             Some(made) if made.ready.load(Ordering::SeqCst) => match made.finish() {
@@ -423,7 +493,7 @@ impl Database {
 }
 
 impl Renewal {
-    fn begin_if_due(&mut self, quiet: bool, trees: &Trees) -> Option<Copying> {
+    fn begin_if_due(&mut self, quiet: bool, trees: &Trees, turns: Turns) -> Option<Copying> {
         if Instant::now() < self.look_at || self.ending.is_some() {
             return None;
         }
@@ -441,7 +511,7 @@ impl Renewal {
                 return None;
             }
         }
-        let begun = Copying::begin(&self.data_dir, self.cache_bytes, trees.clone());
+        let begun = Copying::begin(&self.data_dir, self.cache_bytes, trees.clone(), turns);
         tracing::info!(bytes, "making a compact copy of the database");
         begun.inspect_err(|error| tracing::warn!(%error, "cannot make a compact copy of the database")).ok()
     }
@@ -455,7 +525,8 @@ impl Renewal {
 
     fn give_up(&mut self, copying: Copying) {
         tracing::info!("a compact copy of the database was given up: there is more to do");
-        self.rest(copying, AFTER_GIVEN_UP);
+        self.rest(copying, self.pause);
+        self.pause = (2 * self.pause).min(MOST_AFTER_GIVEN_UP);
     }
 
     /// The thread has ended before it was told to.
@@ -475,6 +546,7 @@ impl Renewal {
         tracing::info!(bytes, took = ?copying.began.elapsed(), "a compact copy took the database's place");
         self.state = RenewalState { renewed: self.state.renewed + 1, due: false };
         self.look_at = Instant::now() + LOOK_EVERY;
+        self.pause = AFTER_GIVEN_UP;
         // It still has the old files to remove, and ends by itself.
         self.ending = Some(copying);
     }
@@ -554,12 +626,13 @@ mod tests {
         }
 
         /// Commits until a compact copy has taken the place.
-        fn renew(&mut self) {
+        fn renew(&mut self, mut after_each: impl FnMut()) {
             let before = self.database.renewal_state().renewed;
             self.database.renewal.as_mut().unwrap().due_at = 1;
             while self.database.renewal_state().renewed == before {
                 self.database.renewal.as_mut().unwrap().look_at = Instant::now();
                 self.commit();
+                after_each();
                 self.database.tend(true).unwrap();
             }
         }
@@ -599,7 +672,7 @@ mod tests {
         }
         for _ in 0..3 {
             let before = inode(dir.path());
-            changing.renew();
+            changing.renew(|| ());
             assert_ne!(inode(dir.path()), before, "other files are in place");
             changing.assert_as_expected();
             for _ in 0..20 {
@@ -621,14 +694,13 @@ mod tests {
         let mut walk = reader.subscriptions();
         walk.next().unwrap().unwrap();
         let mut watch = changing.database.shared.trees.get(TreeId::Subscriptions).watch().unwrap();
-        changing.renew();
+        // The writer waits for who does not take its events.
+        let take_all = |watch: &mut super::super::engine::Watch| while watch.wait(Duration::ZERO) == Some(true) {};
+        changing.renew(|| take_all(&mut watch));
         walk.for_each(|subscription| drop(subscription.unwrap()));
-        // An event may have been missed, so there is one.
-        let told = |watch: &mut super::super::engine::Watch| watch.wait(Duration::from_secs(60)) == Some(true);
-        assert!(told(&mut watch));
-        while watch.wait(Duration::ZERO) == Some(true) {}
+        take_all(&mut watch);
         changing.commit();
-        assert!(told(&mut watch), "the new tree is watched");
+        assert_eq!(watch.wait(Duration::from_secs(60)), Some(true), "the new tree is watched");
         assert_eq!(reader.durable_head(), changing.database.reader().durable_head());
         changing.assert_as_expected();
     }
@@ -668,8 +740,11 @@ mod tests {
         changing.database.tend(true).unwrap();
         let copying = changing.copying().as_ref().unwrap();
         let row = RowChange { tree: TreeId::Meta, key: vec![], value: Some(vec![0; MAX_BYTES_BEHIND]) };
-        copying.behind.fetch_add(MAX_BYTES_BEHIND, Ordering::SeqCst);
+        copying.behind.fetch_add(MAX_BYTES_BEHIND + 1, Ordering::SeqCst);
         copying.follow(&[row]);
+        assert!(copying.is_overrun());
+        // Also when they have been taken in the end.
+        copying.behind.store(0, Ordering::SeqCst);
         changing.database.tend(true).unwrap();
         assert!(changing.copying().is_none());
         changing.reopen();
@@ -695,15 +770,17 @@ mod tests {
             let new = Storage::open(copy.path(), CACHE).unwrap();
             let (_words, said) = crossbeam_channel::unbounded();
             let (made, _) = crossbeam_channel::bounded(1);
-            let copier = Copier { old: old.trees, said, behind: Arc::default(), ready: Arc::default(), made };
+            let (behind, ready, stop) = (Arc::default(), Arc::default(), Arc::default());
+            let copier = Copier { old: old.trees, turns: Turns::default(), said, behind, ready, stop, made };
             copier.copy(&new).unwrap();
             let doubtful = copier.compare(&new).unwrap();
             // It seeks its place by key again and again, and so may find them all.
             let there = |n: &u64| new.trees.get(TreeId::Changes).get(n.to_be_bytes()).unwrap().is_some();
             assert_eq!((0..ROWS_GONE_BACK).filter(|n| !there(n)).count(), doubtful.len());
             assert_eq!(copier.compare_again(&new, doubtful.clone()).is_err(), !doubtful.is_empty());
-            for value in [None, Some(vec![6; 300])] {
-                let row = RowChange { tree: TreeId::Changes, key: 77_u64.to_be_bytes().to_vec(), value };
+            // One is missing, one is different, and one is only there.
+            for (n, value) in [(77, None), (77, Some(vec![6; 300])), (ROWS_GONE_BACK + 7, Some(vec![5; 300]))] {
+                let row = RowChange { tree: TreeId::Changes, key: n.to_be_bytes().to_vec(), value };
                 new.engine.apply(std::slice::from_ref(&row)).unwrap();
                 let doubtful = copier.compare(&new).unwrap();
                 assert!(doubtful.contains(&(row.tree, row.key)));

@@ -13,14 +13,17 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::DatabaseError;
 use super::guard::{Guard, sync_directory};
-use super::open::{DATABASE_DIR, note_compact_size, sled_file, was_moved_to};
+use super::open::{DATABASE_DIR, LOCK_POLL, OTHER_LOCK_PATIENCE, note_compact_size, sled_file, was_moved_to};
 
 /// A data directory in the making.
 const UNFINISHED: &str = "unfinished";
@@ -57,7 +60,14 @@ pub(super) fn lock_database(data_dir: &Path) -> Result<Option<Lock>, DatabaseErr
 /// Locks a data directory, and ends a switch in it that was decided and cut off. To be held
 /// until the database is open.
 pub(super) fn enter(data_dir: &Path) -> Result<Lock, DatabaseError> {
-    let entered = lock(data_dir, data_dir)?;
+    let began = Instant::now();
+    let entered = loop {
+        match lock(data_dir, data_dir) {
+            // A process that was killed is gone a moment before its lock is.
+            Err(DatabaseError::InUse(_)) if began.elapsed() < OTHER_LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+            entered => break entered?,
+        }
+    };
     if data_dir.join(INCOMING).is_dir() {
         let _database = lock_database(data_dir)?;
         finish(data_dir)?;
@@ -69,7 +79,13 @@ pub(super) fn enter(data_dir: &Path) -> Result<Lock, DatabaseError> {
 /// Removes what was being built, or was replaced, when the process that did it came to its end:
 /// nobody uses it.
 pub(super) fn remove_unfinished(data_dir: &Path, _entered: &Lock) -> Result<(), DatabaseError> {
-    remove_tree(&data_dir.join(UNFINISHED))
+    let path = data_dir.join(UNFINISHED);
+    if path.is_dir() {
+        // If two databases were exchanged, that has to be durable before one of them goes.
+        sync_directory(data_dir)?;
+        sync_directory(&path)?;
+    }
+    remove_tree(&path)
 }
 
 /// Whether there is a database in `data_dir`, or one is about to be.
@@ -82,6 +98,8 @@ pub(super) fn will_be_there(data_dir: &Path) -> bool {
 pub(super) struct Building {
     data_dir: PathBuf,
     path: PathBuf,
+    /// What is there when this is dropped stays there.
+    kept: AtomicBool,
     _directory: Lock,
     _old: Option<Lock>,
 }
@@ -104,9 +122,29 @@ impl Building {
 
     fn in_locked(data_dir: &Path, directory: Lock, old: Option<Lock>) -> Result<Self, DatabaseError> {
         let path = data_dir.join(UNFINISHED);
-        remove_tree(&path)?;
+        remove_unfinished(data_dir, &directory)?;
         std::fs::create_dir(&path).map_err(DatabaseError::io("creating a directory for the new database"))?;
-        Ok(Self { data_dir: data_dir.to_path_buf(), path, _directory: directory, _old: old })
+        let kept = AtomicBool::new(false);
+        Ok(Self { data_dir: data_dir.to_path_buf(), path, kept, _directory: directory, _old: old })
+    }
+
+    /// Whether [`Self::exchange`] is possible here, before anything is built: the file system has to know how
+    /// to exchange directories, and the database has to be one.
+    pub(super) fn can_exchange(&self) -> Result<(), DatabaseError> {
+        let try_it = || -> std::io::Result<()> {
+            let [a, b] = ["a", "b"].map(|name| self.path.join(name));
+            std::fs::create_dir(&a)?;
+            std::fs::create_dir(&b)?;
+            renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE)?;
+            std::fs::remove_dir(a)?;
+            std::fs::remove_dir(b)?;
+            let place = std::fs::symlink_metadata(self.data_dir.join(DATABASE_DIR))?;
+            match place.is_dir() && place.dev() == std::fs::metadata(&self.path)?.dev() {
+                true => Ok(()),
+                false => Err(std::io::Error::other("the database is elsewhere")),
+            }
+        };
+        try_it().map_err(DatabaseError::io("trying whether directories can be exchanged"))
     }
 
     /// The data directory that is being built.
@@ -131,9 +169,15 @@ impl Building {
         }
         note_compact_size(&self.path).map_err(kept)?;
         sync_directory(&new).map_err(NotExchanged::Kept)?;
+        let parents = [File::open(&self.data_dir).map_err(kept)?, File::open(&self.path).map_err(kept)?];
         renameat_with(CWD, &new, CWD, &here, RenameFlags::EXCHANGE).map_err(|error| kept(error.into()))?;
-        let synced = sync_directory(&self.data_dir).and_then(|()| sync_directory(&self.path));
-        synced.map_err(NotExchanged::InPlace)?;
+        for parent in parents {
+            parent.sync_all().map_err(|source| {
+                // As long as nobody knows which of them is in place, neither may go.
+                self.kept.store(true, Ordering::SeqCst);
+                NotExchanged::InPlace(DatabaseError::Io { what: "putting the compact copy in place", source })
+            })?;
+        }
         was_moved_to(&self.data_dir);
         Ok(())
     }
@@ -164,6 +208,9 @@ pub(super) enum NotExchanged {
 
 impl Drop for Building {
     fn drop(&mut self) {
+        if self.kept.load(Ordering::SeqCst) {
+            return;
+        }
         // Only what was given up; what is in place has another name by now.
         if let Err(error) = remove_tree(&self.path) {
             tracing::warn!(%error, "an unfinished database was left behind");
