@@ -626,13 +626,12 @@ mod tests {
         }
 
         /// Commits until a compact copy has taken the place.
-        fn renew(&mut self, mut after_each: impl FnMut()) {
+        fn renew(&mut self) {
             let before = self.database.renewal_state().renewed;
             self.database.renewal.as_mut().unwrap().due_at = 1;
             while self.database.renewal_state().renewed == before {
                 self.database.renewal.as_mut().unwrap().look_at = Instant::now();
                 self.commit();
-                after_each();
                 self.database.tend(true).unwrap();
             }
         }
@@ -672,7 +671,7 @@ mod tests {
         }
         for _ in 0..3 {
             let before = inode(dir.path());
-            changing.renew(|| ());
+            changing.renew();
             assert_ne!(inode(dir.path()), before, "other files are in place");
             changing.assert_as_expected();
             for _ in 0..20 {
@@ -694,11 +693,20 @@ mod tests {
         let mut walk = reader.subscriptions();
         walk.next().unwrap().unwrap();
         let mut watch = changing.database.shared.trees.get(TreeId::Subscriptions).watch().unwrap();
-        // The writer waits for who does not take its events.
-        let take_all = |watch: &mut super::super::engine::Watch| while watch.wait(Duration::ZERO) == Some(true) {};
-        changing.renew(|| take_all(&mut watch));
+        // The writer waits for who does not take its events, so a thread takes them.
+        let done = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::clone(&done);
+        let taking = std::thread::spawn(move || {
+            while !is_done.load(Ordering::SeqCst) {
+                watch.wait(Duration::from_millis(10));
+            }
+            watch
+        });
+        changing.renew();
+        done.store(true, Ordering::SeqCst);
+        let mut watch = taking.join().unwrap();
         walk.for_each(|subscription| drop(subscription.unwrap()));
-        take_all(&mut watch);
+        while watch.wait(Duration::from_millis(100)) == Some(true) {}
         changing.commit();
         assert_eq!(watch.wait(Duration::from_secs(60)), Some(true), "the new tree is watched");
         assert_eq!(reader.durable_head(), changing.database.reader().durable_head());
