@@ -633,6 +633,8 @@ mod tests {
                 self.database.renewal.as_mut().unwrap().look_at = Instant::now();
                 self.commit();
                 self.database.tend(true).unwrap();
+                // A node that is quiet has pauses, in which it is the copy's turn.
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
 
