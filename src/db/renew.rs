@@ -9,8 +9,8 @@
 //!    rows that the writer applies meanwhile is handed to it ([`Copying::follow`]) after it was
 //!    applied, and it applies them in the same order. So a row that was copied and has changed
 //!    since is overtaken by its change, whichever of the two came first.
-//! 2. It opens the copy anew, as a start would, and compares, backwards, for who walks forwards
-//!    through a damaged page may pass over rows; and makes it durable.
+//! 2. It opens the copy anew, as a start would, and compares both with each other, backwards, for who
+//!    walks forwards through a damaged page may pass over rows; and makes it durable.
 //! 3. The writer stops between two commits. The last rows are applied and synced; what changed
 //!    while it was compared is compared once more; the directories are exchanged in one step, which
 //!    is made durable; and readers and the writer go on with the new files
@@ -150,17 +150,18 @@ impl Copying {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the copy is in place.
+    /// Waits until the copy is in place. Where the thread ends without a word, it may be.
     fn finish(&self) -> Result<Files, NotExchanged> {
         self.say(Word::Finish);
-        self.outcome()
+        self.made.recv().unwrap_or_else(|_| Err(NotExchanged::InPlace(ended_without_a_word())))
     }
 
-    fn outcome(&self) -> Result<Files, NotExchanged> {
-        self.made.recv().unwrap_or_else(|_| {
-            let source = std::io::Error::other("it ended without a word");
-            Err(NotExchanged::Kept(DatabaseError::Io { what: "making a compact copy", source }))
-        })
+    /// Why the thread has ended before it was told to.
+    fn failure(&self) -> DatabaseError {
+        match self.made.recv() {
+            Ok(Err(NotExchanged::Kept(error) | NotExchanged::InPlace(error))) => error,
+            Ok(Ok(_)) | Err(_) => ended_without_a_word(),
+        }
     }
 
     /// Lets the thread end by itself.
@@ -177,6 +178,11 @@ impl Drop for Copying {
             tracing::error!("the thread that makes a compact copy has panicked");
         }
     }
+}
+
+fn ended_without_a_word() -> DatabaseError {
+    let source = std::io::Error::other("it ended without a word");
+    DatabaseError::Io { what: "making a compact copy", source }
 }
 
 fn bytes_of(row: &RowChange) -> usize {
@@ -531,12 +537,8 @@ impl Renewal {
 
     /// The thread has ended before it was told to.
     fn failed(&mut self, copying: Copying) {
-        match copying.outcome() {
-            Err(NotExchanged::Kept(error) | NotExchanged::InPlace(error)) => {
-                tracing::warn!(%error, "a compact copy of the database could not be made");
-            }
-            Ok(_) => {}
-        }
+        let error = copying.failure();
+        tracing::warn!(%error, "a compact copy of the database could not be made");
         self.rest(copying, AFTER_FAILURE);
     }
 

@@ -170,14 +170,18 @@ impl Building {
         note_compact_size(&self.path).map_err(kept)?;
         sync_directory(&new).map_err(NotExchanged::Kept)?;
         let parents = [File::open(&self.data_dir).map_err(kept)?, File::open(&self.path).map_err(kept)?];
-        renameat_with(CWD, &new, CWD, &here, RenameFlags::EXCHANGE).map_err(|error| kept(error.into()))?;
+        // As long as nobody knows which of them will be in place, neither may go.
+        self.kept.store(true, Ordering::SeqCst);
+        if let Err(error) = renameat_with(CWD, &new, CWD, &here, RenameFlags::EXCHANGE) {
+            self.kept.store(false, Ordering::SeqCst);
+            return Err(kept(error.into()));
+        }
         for parent in parents {
             parent.sync_all().map_err(|source| {
-                // As long as nobody knows which of them is in place, neither may go.
-                self.kept.store(true, Ordering::SeqCst);
                 NotExchanged::InPlace(DatabaseError::Io { what: "putting the compact copy in place", source })
             })?;
         }
+        self.kept.store(false, Ordering::SeqCst);
         was_moved_to(&self.data_dir);
         Ok(())
     }
