@@ -620,24 +620,32 @@ mod tests {
         fn assert_as_expected(&self) {
             let found = self.database.reader().subscriptions().map(Result::unwrap);
             let found: BTreeMap<_, _> = found.map(|s| (SubscriptionKey::of(&s.subscriber_id), s)).collect();
-            assert_eq!(found, self.expected);
+            assert!(found == self.expected, "these are not the subscriptions that were committed");
         }
 
         fn copying(&mut self) -> &mut Option<Copying> {
             self.database.engine.copying().unwrap()
         }
 
-        /// Commits until a compact copy has taken the place.
+        /// Commits while a compact copy is made, and just before it takes the place. No more
+        /// commits than a copy can follow on a machine that has other things to do.
         fn renew(&mut self) {
             let before = self.database.renewal_state().renewed;
-            self.database.renewal.as_mut().unwrap().due_at = 1;
-            while self.database.renewal_state().renewed == before {
-                self.database.renewal.as_mut().unwrap().look_at = Instant::now();
-                self.commit();
+            let renewal = self.database.renewal.as_mut().unwrap();
+            (renewal.due_at, renewal.look_at) = (1, Instant::now());
+            while self.copying().is_none() {
                 self.database.tend(true).unwrap();
-                // A node that is quiet has pauses, in which it is the copy's turn.
-                std::thread::sleep(Duration::from_millis(2));
             }
+            let last = self.commits + 150;
+            while let Some(copying) = self.copying() {
+                if copying.ready.load(Ordering::SeqCst) || self.commits < last {
+                    self.commit();
+                } else {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                self.database.tend(true).unwrap();
+            }
+            assert_eq!(self.database.renewal_state().renewed, before + 1, "the copy did not take the place");
         }
 
         /// Closes it, and looks at what a start will find.
