@@ -126,6 +126,8 @@ pub const RUSH_PAYMENTS: usize = 5;
 pub const RUSH_TIME: Duration = Duration::from_millis(10);
 /// The least time from one commit to the next while they do.
 pub const BETWEEN_COMMITS: Duration = Duration::from_millis(6);
+/// How long a commit of which nobody would be told waits for one that somebody waits for.
+pub const UNAWAITED_COMMIT: Duration = Duration::from_millis(10);
 /// Values of members that wait for the verify pool or the ledger; each member has an
 /// equal share of them.
 pub const VERIFY_QUEUE: usize = 8_192;

@@ -104,6 +104,11 @@ impl<'a, V: View> Step<'a, V> {
         Self { now, base, changes: Changes::default(), actions: Vec::new(), fault: None }
     }
 
+    /// What comes next came at this time.
+    pub const fn go_on(&mut self, now: Now) {
+        self.now = now;
+    }
+
     pub(super) fn view(&self) -> Overlay<'_, V> {
         Overlay { base: self.base, changes: &self.changes }
     }

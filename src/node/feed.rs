@@ -287,6 +287,13 @@ impl Feed {
         })?
     }
 
+    /// Whether a live subscription follows any of these changes. One that is reading the log
+    /// finds them there.
+    pub(super) fn concerns_anybody(&self, entries: &[LogEntry]) -> bool {
+        let state = self.state();
+        !state.live.is_empty() && entries.iter().any(|entry| state.concerns(entry))
+    }
+
     /// Takes a subscription over for a connection, before its snapshot is read. A session
     /// that is running has ended when this returns, so nothing of it comes behind the
     /// answer. `None` if a later request has taken it over already.
@@ -387,6 +394,15 @@ impl Feed {
 }
 
 impl FeedState {
+    fn concerns(&self, entry: &LogEntry) -> bool {
+        match entry {
+            LogEntry::Transition(step) => {
+                self.by_address.contains_key(&step.output.address) || self.by_outpoint.contains_key(&step.outpoint)
+            }
+            LogEntry::Block { .. } => true,
+        }
+    }
+
     fn interested(&self, entry: &LogEntry) -> BTreeSet<SubscriptionKey> {
         match entry {
             LogEntry::Transition(step) => {

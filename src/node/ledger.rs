@@ -3,7 +3,7 @@
 //! It drains what has come, lets the machine handle it in order, commits the changes of
 //! the whole batch at once, and only then lets anything leave, but for what wallets said
 //! themselves. While a commit syncs, the next batch gathers: group commit without a delay when
-//! idle; [`super::rush`] says when it waits for more.
+//! idle; [`super::intake`] says when it waits for more.
 //!
 //! The first error stops the node: a batch that could not be made durable never happened,
 //! and a restart recovers from the database.
@@ -14,20 +14,21 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::clock::{now_at, unix_now};
 use super::health::LedgerHealth;
 use super::input::{Input, NotYours, Queues, SubscriptionDone, SubscriptionRequest, Work};
+use super::intake::Intake;
 use super::outbox::{Outbox, Outward};
-use super::quiet::Quiet;
-use super::rush::Rush;
 use crate::consensus::{
     Action, Ballot, Committee, Event, Fault, Machine, MemberBatch, Now, Step, Suspension, Verified, Vote, Voting,
     sign_batch,
 };
-use crate::db::{CommitBatch, Database, DatabaseError, Durable, Reader, Subscription, SubscriptionKey};
-use crate::limits::{MAX_EVENTS_PER_COMMIT, MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK};
+use crate::db::{
+    CommitBatch, Database, DatabaseError, Durable, LedgerView, PruneBatch, Reader, Subscription, SubscriptionKey,
+};
+use crate::limits::{MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, UNAWAITED_COMMIT};
 use crate::types::{SecretKey, Txid};
 
 /// Why the ledger thread ends although nobody asked it to.
@@ -71,14 +72,12 @@ pub(super) struct Ledger {
     /// The last batch left something to do at once.
     more: bool,
     committee: Arc<Committee>,
-    queues: Queues,
+    intake: Intake,
     outbox: Outbox,
     health: Arc<LedgerHealth>,
     /// Batches that were signed for the last commit's votes and are not counted yet.
     own_batches: Vec<Arc<Verified<MemberBatch>>>,
     began: Instant,
-    rush: Rush,
-    quiet: Quiet,
     last_tick: Instant,
     last_status: Instant,
     status_due: bool,
@@ -99,13 +98,11 @@ impl Ledger {
             ballot,
             more: false,
             committee,
-            queues,
+            intake: Intake::new(queues, Instant::now()),
             outbox,
             health,
             own_batches: Vec::new(),
             began: Instant::now(),
-            rush: Rush::default(),
-            quiet: Quiet::new(Instant::now()),
             last_tick: Instant::now(),
             last_status: Instant::now(),
             status_due: false,
@@ -134,10 +131,9 @@ impl Ledger {
     fn run(mut self) -> Result<(), Stop> {
         self.own_batches = self.sign(self.machine.own_votes());
         loop {
-            let work = self.gather();
-            let stopping = work.iter().any(|work| matches!(work.input, Input::Stop));
-            self.process(work)?;
-            if stopping {
+            let patience = if self.own_batches.is_empty() && !self.more { self.until_tick() } else { Duration::ZERO };
+            let work = self.intake.gather(patience);
+            if self.process(work)? {
                 return Ok(());
             }
             self.tend()?;
@@ -148,74 +144,47 @@ impl Ledger {
         now_at(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Waits for something to do, then takes all that is there, up to a commit's worth.
-    fn gather(&mut self) -> Vec<Work> {
-        std::thread::sleep(self.rush.wait(Instant::now()));
-        let mut work = Vec::new();
-        if self.own_batches.is_empty() && !self.more {
-            let began = Instant::now();
-            let stop = || Work { input: Input::Stop, permit: None };
-            crossbeam_channel::select_biased! {
-                recv(self.queues.agreement) -> first => work.push(first.unwrap_or_else(|_| stop())),
-                recv(self.queues.members) -> first => work.push(first.unwrap_or_else(|_| stop())),
-                recv(self.queues.wallets) -> first => work.push(first.unwrap_or_else(|_| stop())),
-                default(TICK.saturating_sub(self.last_tick.elapsed())) => {}
-            }
-            self.quiet.waited(began.elapsed());
-        }
-        let payments = self.queues.members.try_iter().chain(self.queues.wallets.try_iter());
-        let more = self.queues.agreement.try_iter().chain(payments);
-        work.extend(more.take(MAX_EVENTS_PER_COMMIT - work.len()));
-        work
+    fn until_tick(&self) -> Duration {
+        TICK.saturating_sub(self.last_tick.elapsed())
     }
 
-    /// One batch: decide, commit, and let it leave.
-    fn process(&mut self, work: Vec<Work>) -> Result<(), Stop> {
-        let now = self.now();
+    /// One batch: decide, commit, and let it leave. Whether that was the last.
+    fn process(&mut self, mut work: Vec<Work>) -> Result<bool, Stop> {
         let view = self.database.view();
-        let mut step = Step::new(now, &view);
-        let mut subscriptions = Subscriptions::default();
+        let mut step = Step::new(self.now(), &view);
+        let mut aside = Aside::after(self.subscription_requests);
         if let Some(ballot) = self.ballot.take() {
             self.machine.take_part(&mut step, ballot);
         }
         for batch in std::mem::take(&mut self.own_batches) {
             self.machine.count_own(&mut step, &batch);
         }
-        let (mut prune, mut pruned) = (None, None);
-        let mut permits = Vec::with_capacity(work.len());
-        for Work { input, permit } in work {
-            permits.extend(permit);
-            match input {
-                Input::Event(event) => {
-                    // Whoever comes is told at once what is in flight here.
-                    self.status_due |= matches!(event, Event::Connected(_));
-                    self.machine.handle(&mut step, event);
-                }
-                Input::Unsigned { transaction, ticket } => {
-                    self.machine.refuse_unsigned(&mut step, ticket, &transaction);
-                }
-                Input::Query { txid, ticket } => self.machine.query(&mut step, ticket, txid),
-                Input::Subscription(request) => {
-                    self.subscription_requests += 1;
-                    subscriptions.decide(&self.reader, request, self.subscription_requests)?;
-                }
-                Input::Prune { batch, done } => {
-                    prune = Some(batch);
-                    pruned = Some(done);
-                }
-                Input::Stop => {}
+        let until = Instant::now() + UNAWAITED_COMMIT;
+        loop {
+            aside.handle(work, &mut self.machine, &mut step, &self.reader)?;
+            if self.last_tick.elapsed() >= TICK {
+                self.last_tick = Instant::now();
+                self.machine.handle(&mut step, Event::Tick);
             }
+            self.more = self.machine.advance(&mut step);
+            let is_urgent = self.more || aside.is_urgent() || self.machine.voting() != self.voting;
+            if is_urgent || step.fault.is_some() || !self.outbox.nobody_waits(&step.changes, &step.actions) {
+                break;
+            }
+            // Nobody would be told of any of this: it goes with the next commit, if one comes soon.
+            work = self.intake.wait(until.saturating_duration_since(Instant::now()));
+            if work.is_empty() {
+                break;
+            }
+            step.go_on(self.now());
         }
-        if self.last_tick.elapsed() >= TICK {
-            self.last_tick = Instant::now();
-            self.machine.handle(&mut step, Event::Tick);
-        }
-        self.more = self.machine.advance(&mut step);
         let Step { changes, actions, fault, .. } = step;
         view.finish()?;
         if let Some(fault) = fault {
             return Err(Stop::Fault(Box::new(fault)));
         }
+        self.status_due |= aside.connected;
+        self.subscription_requests = aside.subscriptions.last;
         let suspension = self.new_suspension();
         // A body is its wallet's word, not this node's: it goes on at once, so that the members
         // write it down beside this one and not after it.
@@ -225,7 +194,7 @@ impl Ledger {
         let outgoing = Outgoing {
             actions,
             votes: changes.votes.clone(),
-            subscriptions: std::mem::take(&mut subscriptions.answers),
+            subscriptions: aside.subscriptions.answers,
         };
         let finalized = changes.finalized.len();
         let new_payments = changes.in_flight.values().flatten().count();
@@ -234,27 +203,27 @@ impl Ledger {
             let (transactions, aborts) = (block.transactions.len(), block.aborts.len());
             tracing::info!(height = block.height, %hash, round, transactions, aborts, "block");
         }
-        let batch =
-            CommitBatch { changes, subscriptions: subscriptions.rows, suspension, prune, ..CommitBatch::default() };
+        let (subscriptions, prune) = (aside.subscriptions.rows, aside.prune);
+        let batch = CommitBatch { changes, subscriptions, suspension, prune, ..CommitBatch::default() };
         let committing = (!batch.is_empty()).then(Instant::now);
         if let Some(now) = committing {
-            self.rush.begin(new_payments, now);
+            self.intake.begin_commit(new_payments, now);
         }
         let durable = self.database.commit(batch, outgoing)?;
-        drop(permits);
-        if let Some(pruned) = pruned {
+        drop(aside.permits);
+        if let Some(pruned) = aside.pruned {
             // The node may be stopping; what was pruned is durable all the same.
             let _told = pruned.send(()).is_ok();
         }
         self.measure(committing.map(|began| began.elapsed()), finalized);
         self.let_out(durable);
         self.say_status();
-        Ok(())
+        Ok(aside.stopping)
     }
 
     /// Between two commits: the database's own house, if there is time for it.
     fn tend(&mut self) -> Result<(), DatabaseError> {
-        self.database.tend(self.quiet.is_quiet(Instant::now()))?;
+        self.database.tend(self.intake.is_quiet(Instant::now()))?;
         *self.health.renewal.lock().unwrap_or_else(PoisonError::into_inner) = self.database.renewal_state();
         Ok(())
     }
@@ -346,15 +315,73 @@ impl Ledger {
     }
 }
 
+/// What a batch brings that is not the machine's.
+#[derive(Default)]
+struct Aside {
+    subscriptions: Subscriptions,
+    prune: Option<PruneBatch>,
+    /// Told when that is done.
+    pruned: Option<oneshot::Sender<()>>,
+    /// Places in the queues, kept until the commit.
+    permits: Vec<OwnedSemaphorePermit>,
+    /// A member has come: it is told at once what is in flight here.
+    connected: bool,
+    stopping: bool,
+}
+
+impl Aside {
+    /// Nothing yet; so many subscriptions have been asked for before.
+    fn after(subscription_requests: u64) -> Self {
+        let subscriptions = Subscriptions { last: subscription_requests, ..Subscriptions::default() };
+        Self { subscriptions, ..Self::default() }
+    }
+
+    /// Gives the machine what is for it, in order, and keeps the rest.
+    fn handle(
+        &mut self,
+        work: Vec<Work>,
+        machine: &mut Machine,
+        step: &mut Step<'_, LedgerView<'_>>,
+        reader: &Reader,
+    ) -> Result<(), DatabaseError> {
+        for Work { input, permit } in work {
+            self.permits.extend(permit);
+            match input {
+                Input::Event(event) => {
+                    self.connected |= matches!(event, Event::Connected(_));
+                    machine.handle(step, event);
+                }
+                Input::Unsigned { transaction, ticket } => machine.refuse_unsigned(step, ticket, &transaction),
+                Input::Query { txid, ticket } => machine.query(step, ticket, txid),
+                Input::Subscription(request) => self.subscriptions.decide(reader, request)?,
+                Input::Prune { batch, done } => {
+                    self.prune = Some(batch);
+                    self.pruned = Some(done);
+                }
+                Input::Stop => self.stopping = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody waits for any of it.
+    fn is_urgent(&self) -> bool {
+        !self.subscriptions.answers.is_empty() || self.prune.is_some() || self.connected || self.stopping
+    }
+}
+
 /// The subscription changes of one batch; a later one sees the earlier ones.
 #[derive(Default)]
 struct Subscriptions {
     rows: BTreeMap<SubscriptionKey, Option<Subscription>>,
     answers: Vec<SubscriptionAnswer>,
+    /// The number of the last request, of all since the start.
+    last: u64,
 }
 
 impl Subscriptions {
-    fn decide(&mut self, reader: &Reader, request: SubscriptionRequest, number: u64) -> Result<(), DatabaseError> {
+    fn decide(&mut self, reader: &Reader, request: SubscriptionRequest) -> Result<(), DatabaseError> {
+        self.last += 1;
         let SubscriptionRequest { key, subscription, token_hash, last_used_before, done } = request;
         let current = match self.rows.get(&key) {
             Some(row) => row.clone(),
@@ -364,7 +391,7 @@ impl Subscriptions {
             token_hash == current.token_hash && last_used_before.is_none_or(|before| current.last_used < before)
         });
         let existed = current.is_some();
-        let answer = if yours { Ok(SubscriptionDone { existed, number }) } else { Err(NotYours) };
+        let answer = if yours { Ok(SubscriptionDone { existed, number: self.last }) } else { Err(NotYours) };
         // Cancelling what is not there writes nothing, and renewing it does not revive it.
         if yours && (existed || (subscription.is_some() && last_used_before.is_none())) {
             self.rows.insert(key, subscription);

@@ -11,6 +11,7 @@ mod feed;
 mod health;
 mod http;
 mod input;
+mod intake;
 mod ledger;
 mod outbox;
 mod protocol;
@@ -166,10 +167,10 @@ impl MasternodeUTXOIntegration {
         let statuses = Arc::new(StatusHub::new(reader.clone(), self.ledger.committee().members().len()));
         let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len())
             .map_err(io("starting the verify pool"))?;
-        let handler = Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed, pool));
+        let handler = Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed.clone(), pool));
         self.peers.set_handler(handler.clone());
         let is_member = self.ledger.health().voting() != Voting::Observer;
-        let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, reader, is_member };
+        let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, feed, reader, is_member };
         self.ledger.start(outbox).map_err(io("starting the ledger"))?;
         let http = http.map(|listener| {
             let (id, peers) = (self.id.clone(), Arc::clone(&self.peers));

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::feed::Feed;
 use super::status::StatusHub;
-use crate::consensus::{Action, Certificate, MemberBatch, MemberIndex, Verified, VoteKind};
+use crate::consensus::{Action, Certificate, Changes, MemberBatch, MemberIndex, Verified, VoteKind};
 use crate::db::Reader;
 use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_FENCED_PER_PAGE, MAX_TRANSACTIONS_PER_REQUEST};
 use crate::net::{
@@ -28,6 +29,7 @@ pub(super) enum Outward {
 pub(super) struct Outbox {
     pub(super) peers: Arc<PeerManager>,
     pub(super) statuses: Arc<StatusHub>,
+    pub(super) feed: Arc<Feed>,
     pub(super) reader: Reader,
     /// An observer says only what a wallet may say.
     pub(super) is_member: bool,
@@ -114,6 +116,17 @@ impl Outbox {
             Ok(None) => {}
             Err(error) => tracing::error!(%txid, %error, "cannot read a final transaction"),
         }
+    }
+
+    /// Whether nobody would be told anything if this were durable: no member has to hear of a vote
+    /// or of a block, and no wallet here follows what it changes.
+    pub(super) fn nobody_waits(&self, changes: &Changes, actions: &[Action]) -> bool {
+        let unheard = |action: &Action| match action {
+            Action::Progress { txid, .. } => !self.statuses.is_watched(txid),
+            _ => false,
+        };
+        let told_to_members = !changes.votes.is_empty() || !changes.agreement.is_empty() || !changes.blocks.is_empty();
+        !told_to_members && actions.iter().all(unheard) && !self.feed.concerns_anybody(&changes.log)
     }
 
     /// Tells the members what is in flight here.

@@ -175,6 +175,11 @@ impl StatusHub {
         }
     }
 
+    /// Whether somebody watches a transaction.
+    pub(super) fn is_watched(&self, txid: &Txid) -> bool {
+        self.watchers().by_txid.contains_key(txid)
+    }
+
     /// A connection is gone, and so is everything that it watched.
     pub(super) fn forget(&self, connection: ConnectionId) {
         self.watchers().forget(connection);
