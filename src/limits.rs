@@ -131,6 +131,8 @@ pub const UNAWAITED_COMMIT: Duration = Duration::from_millis(10);
 /// Values of members that wait for the verify pool or the ledger; each member has an
 /// equal share of them.
 pub const VERIFY_QUEUE: usize = 8_192;
+/// How long a worker lets signatures gather while payments rush in.
+pub const VERIFY_APART: Duration = Duration::from_millis(3);
 /// Values whose signatures are checked together.
 pub const VERIFY_BATCH: usize = 64;
 /// Reads of the database that may run at once for wallets and strangers, and as many for

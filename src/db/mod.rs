@@ -58,7 +58,7 @@ mod repair;
 mod repair_fence;
 mod repair_flight;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod schema;
 mod store;
 mod switch;

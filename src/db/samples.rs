@@ -12,15 +12,15 @@ use crate::types::{
     Signature, Transaction,
 };
 
-pub(super) fn key() -> SecretKey {
+pub(crate) fn key() -> SecretKey {
     SecretKey::from_seed([1; 32])
 }
 
-pub(super) fn address() -> Address {
+pub(crate) fn address() -> Address {
     Address::of_key(&key().public_key(), Network::Devnet)
 }
 
-pub(super) fn genesis() -> Genesis {
+pub(crate) fn genesis() -> Genesis {
     let member = RawMasternode {
         id: "m".into(),
         public_key: key().public_key(),
@@ -48,7 +48,7 @@ pub(super) fn spend(outpoint: OutPoint, amount: u64) -> Arc<Transaction> {
 }
 
 /// The member's database, or an observer's.
-pub(super) fn open_sample(disk: &MemoryDisk, genesis: &Genesis, member: bool, first_start: bool) -> Opened {
+pub(crate) fn open_sample(disk: &MemoryDisk, genesis: &Genesis, member: bool, first_start: bool) -> Opened {
     try_open_sample(disk, genesis, member, first_start).expect("a disk in memory is sound")
 }
 

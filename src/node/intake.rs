@@ -5,23 +5,27 @@ use std::time::{Duration, Instant};
 use super::input::{Input, Queues, Work};
 use super::quiet::Quiet;
 use super::rush::Rush;
-use crate::limits::MAX_EVENTS_PER_COMMIT;
+use crate::limits::{BETWEEN_COMMITS, MAX_EVENTS_PER_COMMIT};
 
 /// The ledger's end of the queues, and how busy it is with them.
 pub(super) struct Intake {
     queues: Queues,
     rush: Rush,
     quiet: Quiet,
+    last_commit: Instant,
 }
 
 impl Intake {
     pub(super) fn new(queues: Queues, now: Instant) -> Self {
-        Self { queues, rush: Rush::default(), quiet: Quiet::new(now) }
+        Self { queues, rush: Rush::default(), quiet: Quiet::new(now), last_commit: now }
     }
 
     /// The next commit's beginning: lets more gather if there is a rush, then as [`Self::wait`].
     pub(super) fn gather(&mut self, patience: Duration) -> Vec<Work> {
-        std::thread::sleep(self.rush.wait(Instant::now()));
+        let now = Instant::now();
+        if self.rush.is_on(now) {
+            std::thread::sleep(BETWEEN_COMMITS.saturating_sub(now.duration_since(self.last_commit)));
+        }
         self.wait(patience)
     }
 
@@ -48,7 +52,8 @@ impl Intake {
 
     /// A commit begins that takes in so many payments.
     pub(super) fn begin_commit(&mut self, payments: usize, now: Instant) {
-        self.rush.begin(payments, now);
+        self.rush.note(payments, now);
+        self.last_commit = now;
     }
 
     /// Whether it has little to do.

@@ -191,11 +191,7 @@ impl Ledger {
         let (bodies, actions): (Vec<_>, _) =
             actions.into_iter().partition(|action| matches!(action, Action::Broadcast(_)));
         self.outbox.deliver(bodies.into_iter().map(Outward::Action).collect());
-        let outgoing = Outgoing {
-            actions,
-            votes: changes.votes.clone(),
-            subscriptions: aside.subscriptions.answers,
-        };
+        let outgoing = Outgoing { actions, votes: changes.votes.clone(), subscriptions: aside.subscriptions.answers };
         let finalized = changes.finalized.len();
         let new_payments = changes.in_flight.values().flatten().count();
         for (hash, decided) in &changes.blocks {

@@ -167,7 +167,8 @@ impl MasternodeUTXOIntegration {
         let statuses = Arc::new(StatusHub::new(reader.clone(), self.ledger.committee().members().len()));
         let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len())
             .map_err(io("starting the verify pool"))?;
-        let handler = Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed.clone(), pool));
+        let handler =
+            Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed.clone(), pool));
         self.peers.set_handler(handler.clone());
         let is_member = self.ledger.health().voting() != Voting::Observer;
         let outbox = Outbox { peers: Arc::clone(&self.peers), statuses, feed, reader, is_member };

@@ -155,3 +155,65 @@ fn certified(transaction: &Transaction, certificate: Option<Arc<Certificate>>) -
     let entry = CertifiedTransaction { transaction: transaction.to_raw(), certificate };
     NetworkMessage::Transactions(Transactions { transactions: vec![entry] })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use super::*;
+    use crate::consensus::{Committee, LogEntry, Progress, Transition, Vote};
+    use crate::db::{MemoryDisk, Subscription, SubscriptionKey, samples};
+    use crate::net::{Mailbox, PeerConfig};
+    use crate::node::feed::Filter;
+    use crate::types::{Address, Amount, Network, OutPoint, Output, SecretKey, UTXOState};
+
+    #[tokio::test]
+    async fn somebody_waits_for_what_members_are_told_and_for_what_concerns_a_wallet_here() {
+        let disk = MemoryDisk::new();
+        let database = samples::open_sample(&disk, &samples::genesis(), true, true).database;
+        let reader = database.reader();
+        let committee = Arc::new(Committee::of_genesis(&samples::genesis()));
+        let peers = Arc::new(PeerManager::new(PeerConfig::new(Network::Devnet, committee, None)));
+        let feed = Arc::new(Feed::new(reader.clone(), "m".into()));
+        let statuses = Arc::new(StatusHub::new(reader.clone(), 1));
+        let outbox = Outbox { peers: Arc::clone(&peers), statuses, feed: Arc::clone(&feed), reader, is_member: true };
+        let wallet = Mailbox::open(&peers, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+
+        let txid = Txid::from_bytes([1; 32]);
+        let outpoint = OutPoint { txid, vout: 0 };
+        let output = Output { amount: Amount::from_units(1).unwrap(), address: samples::address() };
+        let step = Transition { outpoint, output, old_state: None, new_state: UTXOState::Unspent, timestamp: 1 };
+        let changes = || Changes { log: vec![LogEntry::Transition(step)], ..Changes::default() };
+        let told = [Action::Progress { txid, progress: Progress::Unknown }];
+        assert!(outbox.nobody_waits(&changes(), &told));
+
+        let vote = Vote { kind: VoteKind::Commit, txid };
+        assert!(!outbox.nobody_waits(&Changes { votes: vec![vote], ..changes() }, &told), "a vote");
+        assert!(!outbox.nobody_waits(&changes(), &[Action::Request { to: None, txid }]), "a question to members");
+
+        let ticket = outbox.statuses.open(wallet.connection(), None, Some(txid)).unwrap();
+        assert!(!outbox.nobody_waits(&changes(), &told), "it watches the transaction");
+        outbox.statuses.cancel(ticket, txid);
+        assert!(outbox.nobody_waits(&changes(), &told));
+
+        let key = SubscriptionKey::of("wallet");
+        let by_outpoint = (vec![outpoint], Vec::new());
+        let by_address = (Vec::new(), vec![samples::address()]);
+        for (number, (outpoints, addresses)) in [(1, by_outpoint), (2, by_address)] {
+            let subscriber_id = "wallet".into();
+            let subscription = Subscription { subscriber_id, token_hash: [7; 32], outpoints, addresses, last_used: 1 };
+            let claim = feed.claim(key, number, [7; 32], 1, wallet.connection()).await.unwrap();
+            feed.begin(claim, Filter::of(&subscription), 0, wallet.connection());
+            while outbox.nobody_waits(&changes(), &told) {
+                tokio::task::yield_now().await;
+            }
+            let foreign = OutPoint { txid: Txid::from_bytes([2; 32]), vout: 0 };
+            let address = Address::of_key(&SecretKey::from_seed([9; 32]).public_key(), Network::Devnet);
+            let other = Transition { outpoint: foreign, output: Output { address, ..output }, ..step };
+            let other = Changes { log: vec![LogEntry::Transition(other)], ..Changes::default() };
+            assert!(outbox.nobody_waits(&other, &told), "it follows something else");
+            feed.cancel(&key, number).await;
+            assert!(outbox.nobody_waits(&changes(), &told));
+        }
+    }
+}

@@ -7,15 +7,17 @@
 //! for itself.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::input::{Input, Inputs, Work};
+use super::rush::Rush;
 use crate::consensus::{Event, Signable, Source, Verified};
-use crate::limits::{LEDGER_QUEUE, VERIFY_BATCH, VERIFY_QUEUE};
+use crate::limits::{LEDGER_QUEUE, VERIFY_APART, VERIFY_BATCH, VERIFY_QUEUE};
 use crate::net::{Connection, ErrorCode, ErrorMessage, NetworkMessage};
 use crate::types::Transaction;
 
@@ -40,7 +42,7 @@ pub(super) struct VerifyPool {
     wallets: Arc<Semaphore>,
     /// By member: its share of the queue.
     members: Vec<Arc<Semaphore>>,
-    ledger: Inputs,
+    desk: Arc<Desk>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -50,12 +52,12 @@ impl VerifyPool {
         // Never full: each job holds a permit, and there are no more of those.
         let (wallet_jobs, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
         let (member_jobs, from_members) = crossbeam_channel::bounded(VERIFY_QUEUE + members);
-        let seen = Arc::new(Mutex::new(RecentlyVerified::default()));
+        let desk = Arc::new(Desk { ledger: ledger.clone(), seen: Mutex::default(), rush: Mutex::default() });
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let start = |i: usize| {
             let jobs = Jobs { members: from_members.clone(), wallets: from_wallets.clone() };
-            let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
-            std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&jobs, &ledger, &seen))
+            let desk = Arc::clone(&desk);
+            std::thread::Builder::new().name(format!("verify-{i}")).spawn(move || work(&jobs, &desk))
         };
         let share = (VERIFY_QUEUE / members.max(1)).max(1);
         let workers = (0..cores).map(start).collect::<std::io::Result<_>>()?;
@@ -64,7 +66,7 @@ impl VerifyPool {
             member_jobs,
             wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
             members: (0..members).map(|_| Arc::new(Semaphore::new(share))).collect(),
-            ledger: ledger.clone(),
+            desk,
             workers: Mutex::new(workers),
         })
     }
@@ -72,8 +74,7 @@ impl VerifyPool {
     /// Checks a wallet's transaction, if there is room now.
     pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
         let permit = self.permit()?;
-        let job = Job { value, source, connection: Arc::clone(connection), permit };
-        self.wallet_jobs.try_send(job).map_err(|_| Busy)
+        self.take(Job { value, source, connection: Arc::clone(connection), permit }, &self.wallet_jobs)
     }
 
     /// Checks what a member sent, as soon as its share has room.
@@ -85,8 +86,14 @@ impl VerifyPool {
     ) -> Result<(), Busy> {
         let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
         let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
-        let job = Job { value, source, connection: Arc::clone(connection), permit };
-        self.member_jobs.try_send(job).map_err(|_| Busy)
+        self.take(Job { value, source, connection: Arc::clone(connection), permit }, &self.member_jobs)
+    }
+
+    fn take(&self, job: Job, jobs: &Sender<Job>) -> Result<(), Busy> {
+        if matches!(job.value, Signable::Transaction(_)) {
+            self.desk.rush(|rush| rush.note(1, Instant::now()));
+        }
+        jobs.try_send(job).map_err(|_| Busy)
     }
 
     /// Hands the ledger what a member sent and what it checks itself, as soon as the
@@ -95,8 +102,8 @@ impl VerifyPool {
         let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
         let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
         let queue = match event {
-            Event::Consensus { .. } => &self.ledger.agreement,
-            _ => &self.ledger.members,
+            Event::Consensus { .. } => &self.desk.ledger.agreement,
+            _ => &self.desk.ledger.members,
         };
         queue.send(Work { input: Input::Event(event), permit: Some(permit) }).map_err(|_| Busy)
     }
@@ -162,11 +169,15 @@ impl Jobs {
     }
 }
 
-fn work(jobs: &Jobs, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) {
-    while let Some(first) = jobs.next() {
+fn work(jobs: &Jobs, desk: &Desk) {
+    loop {
+        if desk.rush(|rush| rush.is_on(Instant::now())) {
+            std::thread::sleep(VERIFY_APART);
+        }
+        let Some(first) = jobs.next() else { return };
         let more = jobs.members.try_iter().chain(jobs.wallets.try_iter()).take(VERIFY_BATCH - 1);
         let batch = std::iter::once(first).chain(more).collect();
-        if check(batch, ledger, seen).is_err() {
+        if desk.check(batch).is_err() {
             return;
         }
     }
@@ -175,60 +186,79 @@ fn work(jobs: &Jobs, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) {
 /// The ledger is gone.
 struct LedgerGone;
 
-fn check(batch: Vec<Job>, ledger: &Inputs, seen: &Mutex<RecentlyVerified>) -> Result<(), LedgerGone> {
-    let forward = |input, connection: &Connection, permit| {
-        let queue = if connection.member().is_some() { &ledger.members } else { &ledger.wallets };
-        queue.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone)
-    };
-    let mut unknown = Vec::with_capacity(batch.len());
-    for job in batch {
-        let known = match &job.value {
-            Signable::Transaction(signed) => {
-                let key = witness_hash(signed.transaction());
-                seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&key)
-            }
-            Signable::Votes(_) | Signable::Certificate(_) | Signable::Blocks(_) => false,
-        };
-        if known {
-            let event = Verified::made_here(job.value).into_event(job.source);
-            event.map_or(Ok(()), |event| forward(Input::Event(event), &job.connection, job.permit))?;
-        } else {
-            unknown.push(job);
-        }
+/// What all who check share.
+#[derive(Debug)]
+struct Desk {
+    ledger: Inputs,
+    seen: Mutex<RecentlyVerified>,
+    rush: Mutex<Rush>,
+}
+
+impl Desk {
+    fn rush<T>(&self, look: impl FnOnce(&mut Rush) -> T) -> T {
+        look(&mut self.rush.lock().unwrap_or_else(PoisonError::into_inner))
     }
-    let (values, rest): (Vec<_>, Vec<_>) =
-        unknown.into_iter().map(|job| (job.value, (job.source, job.connection, job.permit))).unzip();
-    for (checked, (source, connection, permit)) in Verified::check_all(values).into_iter().zip(rest) {
-        match checked {
-            Ok(verified) => {
-                if let Signable::Transaction(signed) = verified.get() {
+
+    fn seen(&self) -> MutexGuard<'_, RecentlyVerified> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks many at once, and hands the ledger what holds.
+    fn check(&self, batch: Vec<Job>) -> Result<(), LedgerGone> {
+        let forward = |input, connection: &Connection, permit| {
+            let queue = if connection.member().is_some() { &self.ledger.members } else { &self.ledger.wallets };
+            queue.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone)
+        };
+        let mut unknown = Vec::with_capacity(batch.len());
+        for job in batch {
+            let known = match &job.value {
+                Signable::Transaction(signed) => {
                     let key = witness_hash(signed.transaction());
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+                    self.seen().contains(&key)
                 }
-                let event = verified.into_event(source);
-                event.map_or(Ok(()), |event| forward(Input::Event(event), &connection, permit))?;
+                Signable::Votes(_) | Signable::Certificate(_) | Signable::Blocks(_) => false,
+            };
+            if known {
+                let event = Verified::made_here(job.value).into_event(job.source);
+                event.map_or(Ok(()), |event| forward(Input::Event(event), &job.connection, job.permit))?;
+            } else {
+                unknown.push(job);
             }
-            Err(value) => {
-                connection.count_bad_signature();
-                match (value, source) {
-                    (Signable::Blocks(_), source) => {
-                        let error = ErrorMessage::new(ErrorCode::BadSignature, "a block's certificate is forged");
-                        connection.close_with(&error);
-                        if let Source::Member(member) = source {
-                            forward(Input::Event(Event::ForgedBlocks(member)), &connection, permit)?;
+        }
+        let (values, rest): (Vec<_>, Vec<_>) =
+            unknown.into_iter().map(|job| (job.value, (job.source, job.connection, job.permit))).unzip();
+        for (checked, (source, connection, permit)) in Verified::check_all(values).into_iter().zip(rest) {
+            match checked {
+                Ok(verified) => {
+                    if let Signable::Transaction(signed) = verified.get() {
+                        let key = witness_hash(signed.transaction());
+                        self.seen().insert(key);
+                    }
+                    let event = verified.into_event(source);
+                    event.map_or(Ok(()), |event| forward(Input::Event(event), &connection, permit))?;
+                }
+                Err(value) => {
+                    connection.count_bad_signature();
+                    match (value, source) {
+                        (Signable::Blocks(_), source) => {
+                            let error = ErrorMessage::new(ErrorCode::BadSignature, "a block's certificate is forged");
+                            connection.close_with(&error);
+                            if let Source::Member(member) = source {
+                                forward(Input::Event(Event::ForgedBlocks(member)), &connection, permit)?;
+                            }
+                        }
+                        (Signable::Transaction(signed), Source::Wallet(ticket)) => {
+                            let transaction = signed.transaction().clone();
+                            forward(Input::Unsigned { transaction, ticket }, &connection, permit)?;
+                        }
+                        _ => {
+                            let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
+                            connection.push(NetworkMessage::Error(error), None);
                         }
                     }
-                    (Signable::Transaction(signed), Source::Wallet(ticket)) => {
-                        let transaction = signed.transaction().clone();
-                        forward(Input::Unsigned { transaction, ticket }, &connection, permit)?;
-                    }
-                    _ => {
-                        let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
-                        connection.push(NetworkMessage::Error(error), None);
-                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
