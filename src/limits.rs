@@ -118,6 +118,10 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// Payments and requests of wallets that wait for the verify pool or the ledger; when
 /// they are as many, wallets are told `Busy`.
 pub const LEDGER_QUEUE: usize = 2_048;
+/// The same of payments while there is no room in flight for another one, or they wait too long.
+pub const LEDGER_QUEUE_WHEN_FULL: usize = 64;
+/// Payments of wallets that wait longer than this wait too long.
+pub const LONG_WAIT: Duration = Duration::from_millis(500);
 /// Events that one commit takes together.
 pub const MAX_EVENTS_PER_COMMIT: usize = 1_024;
 /// So many payments within [`RUSH_TIME`] come faster than one after the other can.

@@ -383,18 +383,24 @@ impl Machine {
         }
     }
 
-    /// Whether wallets have to wait: there is too much in flight, or so much of it that what
-    /// becomes final takes long. More would then only make everything take longer, and the
-    /// agreement on blocks with it.
-    fn is_full(&self) -> bool {
+    /// How many more transactions of wallets can be in flight here. None are if there are too many, or
+    /// so many that what becomes final takes long: more would then only make everything take
+    /// longer, and the agreement on blocks with it.
+    pub fn room(&self) -> usize {
         let most = if self.pace.is_slow() { MAX_IN_FLIGHT_WHEN_SLOW } else { MAX_IN_FLIGHT };
-        self.pending.bodies() >= most
+        most.saturating_sub(self.pending.bodies())
+    }
+
+    /// How many payments of wallets may wait to be looked at here: when finality takes long,
+    /// this member's share of [`Self::room`], for the others let wallets in as well.
+    pub fn may_wait(&self) -> usize {
+        if self.pace.is_slow() { self.room() / self.committee.members().len().max(1) } else { self.room() }
     }
 
     /// Locks and approves a transaction, or says why not.
     pub(super) fn accept<V: View>(&mut self, step: &mut Step<'_, V>, transaction: Arc<Transaction>, source: Source) {
         let txid = transaction.txid();
-        if matches!(source, Source::Wallet(_)) && self.is_full() {
+        if matches!(source, Source::Wallet(_)) && self.room() == 0 {
             return refuse(step, source, txid, Rejection::Busy);
         }
         let verdict = check_ledger(&transaction, &self.rules, &step.view());

@@ -2,9 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::door::Door;
 use crate::consensus::{FenceState, Voting};
 use crate::db::RenewalState;
 use crate::types::Height;
@@ -13,6 +15,7 @@ use crate::types::Height;
 #[derive(Debug)]
 pub struct LedgerHealth {
     pub(super) in_flight: AtomicUsize,
+    pub(super) door: Door,
     pub(super) commits: AtomicU64,
     pub(super) finalized: AtomicU64,
     pub(super) votes: AtomicU64,
@@ -33,6 +36,7 @@ impl LedgerHealth {
     pub(super) fn new(voting: Voting) -> Self {
         Self {
             in_flight: AtomicUsize::new(0),
+            door: Door::new(Instant::now()),
             commits: AtomicU64::new(0),
             finalized: AtomicU64::new(0),
             votes: AtomicU64::new(0),

@@ -1,8 +1,9 @@
 //! What the ledger thread is asked to do, and the queues that it comes through.
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use super::door::Place;
 use crate::consensus::{Event, Ticket};
 use crate::db::{Durable, PruneBatch, Subscription, SubscriptionKey};
 use crate::limits::{LEDGER_QUEUE, VERIFY_QUEUE};
@@ -56,7 +57,7 @@ pub(super) struct NotYours;
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) input: Input,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) place: Option<Place>,
 }
 
 /// The ledger's queues. What is said of the next block goes first, for its timers run; then
@@ -76,7 +77,7 @@ pub(super) struct Queues {
     pub(super) wallets: Receiver<Work>,
 }
 
-/// New queues. What holds a permit always has room, for there are fewer of those; what comes by
+/// New queues. What holds a place always has room, for there are fewer of those; what comes by
 /// [`UTXOStateManager::tell`] may have to wait for it.
 ///
 /// [`UTXOStateManager::tell`]: super::UTXOStateManager::tell

@@ -35,7 +35,7 @@ impl Intake {
         let mut work = Vec::new();
         if !patience.is_zero() {
             let began = Instant::now();
-            let stop = || Work { input: Input::Stop, permit: None };
+            let stop = || Work { input: Input::Stop, place: None };
             crossbeam_channel::select_biased! {
                 recv(self.queues.agreement) -> first => work.push(first.unwrap_or_else(|_| stop())),
                 recv(self.queues.members) -> first => work.push(first.unwrap_or_else(|_| stop())),

@@ -14,9 +14,10 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use super::clock::{now_at, unix_now};
+use super::door::Place;
 use super::health::LedgerHealth;
 use super::input::{Input, NotYours, Queues, SubscriptionDone, SubscriptionRequest, Work};
 use super::intake::Intake;
@@ -206,7 +207,8 @@ impl Ledger {
             self.intake.begin_commit(new_payments, now);
         }
         let durable = self.database.commit(batch, outgoing)?;
-        drop(aside.permits);
+        self.health.door.serve(self.machine.may_wait(), &aside.places, Instant::now());
+        drop(aside.places);
         if let Some(pruned) = aside.pruned {
             // The node may be stopping; what was pruned is durable all the same.
             let _told = pruned.send(()).is_ok();
@@ -318,8 +320,8 @@ struct Aside {
     prune: Option<PruneBatch>,
     /// Told when that is done.
     pruned: Option<oneshot::Sender<()>>,
-    /// Places in the queues, kept until the commit.
-    permits: Vec<OwnedSemaphorePermit>,
+    /// Places in the queues, given back after the commit.
+    places: Vec<Place>,
     /// A member has come: it is told at once what is in flight here.
     connected: bool,
     stopping: bool,
@@ -340,8 +342,8 @@ impl Aside {
         step: &mut Step<'_, LedgerView<'_>>,
         reader: &Reader,
     ) -> Result<(), DatabaseError> {
-        for Work { input, permit } in work {
-            self.permits.extend(permit);
+        for Work { input, place } in work {
+            self.places.extend(place);
             match input {
                 Input::Event(event) => {
                     self.connected |= matches!(event, Event::Connected(_));

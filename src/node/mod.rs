@@ -7,6 +7,7 @@
 //! decision out, and `feed` tells the wallets what changed.
 
 mod clock;
+mod door;
 mod feed;
 mod health;
 mod http;
@@ -165,7 +166,8 @@ impl MasternodeUTXOIntegration {
             }
         });
         let statuses = Arc::new(StatusHub::new(reader.clone(), self.ledger.committee().members().len()));
-        let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len())
+        let health = Arc::clone(self.ledger.health());
+        let pool = VerifyPool::start(self.ledger.inputs(), self.ledger.committee().members().len(), health)
             .map_err(io("starting the verify pool"))?;
         let handler =
             Arc::new(UTXOProtocolHandler::new(Arc::clone(&self.ledger), statuses.clone(), feed.clone(), pool));

@@ -326,9 +326,9 @@ impl UTXOProtocolHandler {
         txid: Txid,
         request_id: Option<RequestId>,
     ) -> Result<(), Refusal> {
-        let permit = self.pool.permit().map_err(|_| busy())?;
+        let place = self.pool.place().map_err(|_| busy())?;
         let ticket = self.statuses.open(connection, request_id, None).ok_or_else(busy)?;
-        let work = Work { input: Input::Query { txid, ticket }, permit: Some(permit) };
+        let work = Work { input: Input::Query { txid, ticket }, place: Some(place) };
         self.ledger.inputs().wallets.send(work).map_err(|_| {
             self.statuses.cancel(ticket, txid);
             busy()

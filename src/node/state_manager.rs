@@ -177,9 +177,9 @@ impl UTXOStateManager {
         &self.inputs
     }
 
-    /// Hands something small to the ledger that holds no permit; waits if its queue is full.
+    /// Hands something small to the ledger that holds no place; waits if its queue is full.
     pub(super) fn tell(&self, input: Input) {
-        if self.inputs.members.send(Work { input, permit: None }).is_err() {
+        if self.inputs.members.send(Work { input, place: None }).is_err() {
             tracing::debug!("the ledger has stopped");
         }
     }

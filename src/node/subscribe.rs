@@ -192,10 +192,10 @@ impl UTXOProtocolHandler {
         subscription: Option<Subscription>,
         token_hash: [u8; 32],
     ) -> Result<(SubscriptionDone, Durable<()>), Refusal> {
-        let permit = self.pool.permit().map_err(|_| busy())?;
+        let place = self.pool.place().map_err(|_| busy())?;
         let (done, stored) = oneshot::channel();
         let request = SubscriptionRequest { key, subscription, token_hash, last_used_before: None, done };
-        let work = Work { input: Input::Subscription(request), permit: Some(permit) };
+        let work = Work { input: Input::Subscription(request), place: Some(place) };
         self.ledger.inputs().wallets.send(work).map_err(|_| busy())?;
         let stored = stored.await.map_err(|_| busy())?;
         let (answer, durable) = stored.split(|answer| (answer, ()));

@@ -12,8 +12,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
+use super::door::Place;
+use super::health::LedgerHealth;
 use super::input::{Input, Inputs, Work};
 use super::rush::Rush;
 use crate::consensus::{Event, Signable, Source, Verified};
@@ -26,7 +28,7 @@ struct Job {
     value: Signable,
     source: Source,
     connection: Arc<Connection>,
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// There is no room; nothing was done.
@@ -43,12 +45,13 @@ pub(super) struct VerifyPool {
     /// By member: its share of the queue.
     members: Vec<Arc<Semaphore>>,
     desk: Arc<Desk>,
+    health: Arc<LedgerHealth>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl VerifyPool {
     /// Starts a worker for each core; what they verified goes to `ledger`.
-    pub(super) fn start(ledger: &Inputs, members: usize) -> std::io::Result<Self> {
+    pub(super) fn start(ledger: &Inputs, members: usize, health: Arc<LedgerHealth>) -> std::io::Result<Self> {
         // Never full: each job holds a permit, and there are no more of those.
         let (wallet_jobs, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
         let (member_jobs, from_members) = crossbeam_channel::bounded(VERIFY_QUEUE + members);
@@ -67,14 +70,19 @@ impl VerifyPool {
             wallets: Arc::new(Semaphore::new(LEDGER_QUEUE)),
             members: (0..members).map(|_| Arc::new(Semaphore::new(share))).collect(),
             desk,
+            health,
             workers: Mutex::new(workers),
         })
     }
 
     /// Checks a wallet's transaction, if there is room now.
     pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
-        let permit = self.permit()?;
-        self.take(Job { value, source, connection: Arc::clone(connection), permit }, &self.wallet_jobs)
+        let waiting = LEDGER_QUEUE.saturating_sub(self.wallets.available_permits());
+        if !self.health.door.lets_in(waiting, Instant::now()) {
+            return Err(Busy);
+        }
+        let place = self.place()?;
+        self.take(Job { value, source, connection: Arc::clone(connection), place }, &self.wallet_jobs)
     }
 
     /// Checks what a member sent, as soon as its share has room.
@@ -85,8 +93,8 @@ impl VerifyPool {
         connection: &Arc<Connection>,
     ) -> Result<(), Busy> {
         let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
-        let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
-        self.take(Job { value, source, connection: Arc::clone(connection), permit }, &self.member_jobs)
+        let place = Place::of_member(Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?);
+        self.take(Job { value, source, connection: Arc::clone(connection), place }, &self.member_jobs)
     }
 
     fn take(&self, job: Job, jobs: &Sender<Job>) -> Result<(), Busy> {
@@ -100,17 +108,17 @@ impl VerifyPool {
     /// member's share has room.
     pub(super) async fn pass_for_member(&self, event: Event, connection: &Connection) -> Result<(), Busy> {
         let share = connection.member().and_then(|member| self.members.get(member.get())).ok_or(Busy)?;
-        let permit = Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?;
+        let place = Place::of_member(Arc::clone(share).acquire_owned().await.map_err(|_| Busy)?);
         let queue = match event {
             Event::Consensus { .. } => &self.desk.ledger.agreement,
             _ => &self.desk.ledger.members,
         };
-        queue.send(Work { input: Input::Event(event), permit: Some(permit) }).map_err(|_| Busy)
+        queue.send(Work { input: Input::Event(event), place: Some(place) }).map_err(|_| Busy)
     }
 
     /// A wallet's place in the ledger's queue, for what needs no check.
-    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit, Busy> {
-        Arc::clone(&self.wallets).try_acquire_owned().map_err(|_| Busy)
+    pub(super) fn place(&self) -> Result<Place, Busy> {
+        Arc::clone(&self.wallets).try_acquire_owned().map(Place::of_wallet).map_err(|_| Busy)
     }
 
     /// Lets the workers end; what is queued is dropped with its connections' hopes.
@@ -205,9 +213,9 @@ impl Desk {
 
     /// Checks many at once, and hands the ledger what holds.
     fn check(&self, batch: Vec<Job>) -> Result<(), LedgerGone> {
-        let forward = |input, connection: &Connection, permit| {
+        let forward = |input, connection: &Connection, place| {
             let queue = if connection.member().is_some() { &self.ledger.members } else { &self.ledger.wallets };
-            queue.send(Work { input, permit: Some(permit) }).map_err(|_| LedgerGone)
+            queue.send(Work { input, place: Some(place) }).map_err(|_| LedgerGone)
         };
         let mut unknown = Vec::with_capacity(batch.len());
         for job in batch {
@@ -220,14 +228,14 @@ impl Desk {
             };
             if known {
                 let event = Verified::made_here(job.value).into_event(job.source);
-                event.map_or(Ok(()), |event| forward(Input::Event(event), &job.connection, job.permit))?;
+                event.map_or(Ok(()), |event| forward(Input::Event(event), &job.connection, job.place))?;
             } else {
                 unknown.push(job);
             }
         }
         let (values, rest): (Vec<_>, Vec<_>) =
-            unknown.into_iter().map(|job| (job.value, (job.source, job.connection, job.permit))).unzip();
-        for (checked, (source, connection, permit)) in Verified::check_all(values).into_iter().zip(rest) {
+            unknown.into_iter().map(|job| (job.value, (job.source, job.connection, job.place))).unzip();
+        for (checked, (source, connection, place)) in Verified::check_all(values).into_iter().zip(rest) {
             match checked {
                 Ok(verified) => {
                     if let Signable::Transaction(signed) = verified.get() {
@@ -235,7 +243,7 @@ impl Desk {
                         self.seen().insert(key);
                     }
                     let event = verified.into_event(source);
-                    event.map_or(Ok(()), |event| forward(Input::Event(event), &connection, permit))?;
+                    event.map_or(Ok(()), |event| forward(Input::Event(event), &connection, place))?;
                 }
                 Err(value) => {
                     connection.count_bad_signature();
@@ -244,12 +252,12 @@ impl Desk {
                             let error = ErrorMessage::new(ErrorCode::BadSignature, "a block's certificate is forged");
                             connection.close_with(&error);
                             if let Source::Member(member) = source {
-                                forward(Input::Event(Event::ForgedBlocks(member)), &connection, permit)?;
+                                forward(Input::Event(Event::ForgedBlocks(member)), &connection, place)?;
                             }
                         }
                         (Signable::Transaction(signed), Source::Wallet(ticket)) => {
                             let transaction = signed.transaction().clone();
-                            forward(Input::Unsigned { transaction, ticket }, &connection, permit)?;
+                            forward(Input::Unsigned { transaction, ticket }, &connection, place)?;
                         }
                         _ => {
                             let error = ErrorMessage::new(ErrorCode::BadSignature, "a signature does not verify");
