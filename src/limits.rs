@@ -87,7 +87,7 @@ pub const MAX_IN_FLIGHT: usize = 200_000;
 /// The same while finality takes long.
 pub const MAX_IN_FLIGHT_WHEN_SLOW: usize = 2_048;
 /// From how many milliseconds on, on the average, finality takes long.
-pub const SLOW_FINALITY_MS: u64 = 1_000;
+pub const SLOW_FINALITY_MS: u64 = 500;
 /// Transactions that wait for their parents.
 pub const MAX_WAITING_FOR_PARENTS: usize = 4_096;
 /// Transactions known by one member's votes only, for each member.

@@ -13,6 +13,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use parking_lot::{FairMutex, FairMutexGuard};
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use sled::{IVec, Transactional};
 
@@ -236,13 +237,13 @@ pub(super) struct Files {
 /// Whose turn it is of several writers, each with files of its own. All of sled's databases in a
 /// process share one lock: a transaction waits in it for a flush of another one to end, and
 /// while it waits, nobody comes in who could wake that flush when a write has failed ([`Nudge`]).
-/// So they wait here, outside.
+/// So they wait here, outside, and whoever has waited longest is next.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<()>>);
+pub(super) struct Turns(Arc<FairMutex<()>>);
 
 impl Turns {
-    fn take(&self) -> MutexGuard<'_, ()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take(&self) -> FairMutexGuard<'_, ()> {
+        self.0.lock()
     }
 }
 

@@ -52,6 +52,11 @@ impl Door {
         }
     }
 
+    /// Nobody waits.
+    pub(super) fn rest(&self, now: Instant) {
+        self.served(Duration::ZERO, now);
+    }
+
     fn served(&self, waited: Duration, now: Instant) {
         self.waited.store(millis(waited), Ordering::Relaxed);
         self.served_at.store(self.since_opened(now), Ordering::Relaxed);
@@ -64,9 +69,6 @@ impl Door {
     /// Whether one more may come in, where so many wait. A few always may: what they bring may be in
     /// flight already, and then they only ask for the answer.
     pub(super) fn lets_in(&self, waiting: usize, now: Instant) -> bool {
-        if waiting == 0 {
-            self.served(Duration::ZERO, now);
-        }
         let since = self.since_opened(now).saturating_sub(self.served_at.load(Ordering::Relaxed));
         let is_slow = self.waited.load(Ordering::Relaxed).max(since) > millis(LONG_WAIT);
         waiting < LEDGER_QUEUE_WHEN_FULL || (waiting < self.room.load(Ordering::Relaxed) && !is_slow)
@@ -96,7 +98,7 @@ mod tests {
 
         // The first for an hour, and many behind it at once.
         let hour = 3_600_000;
-        assert!(door.lets_in(0, at(hour)));
+        door.rest(at(hour));
         assert!(door.lets_in(LEDGER_QUEUE - 1, at(hour + 1)));
         assert!(!door.lets_in(LEDGER_QUEUE, at(hour + 1)), "there is no more room than that");
         // Nobody is served for long.

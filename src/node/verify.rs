@@ -77,8 +77,7 @@ impl VerifyPool {
 
     /// Checks a wallet's transaction, if there is room now.
     pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
-        let waiting = LEDGER_QUEUE.saturating_sub(self.wallets.available_permits());
-        if !self.health.door.lets_in(waiting, Instant::now()) {
+        if !self.health.door.lets_in(self.waiting(), Instant::now()) {
             return Err(Busy);
         }
         let place = self.place()?;
@@ -118,7 +117,15 @@ impl VerifyPool {
 
     /// A wallet's place in the ledger's queue, for what needs no check.
     pub(super) fn place(&self) -> Result<Place, Busy> {
+        if self.waiting() == 0 {
+            self.health.door.rest(Instant::now());
+        }
         Arc::clone(&self.wallets).try_acquire_owned().map(Place::of_wallet).map_err(|_| Busy)
+    }
+
+    /// How many of wallets' places are taken.
+    fn waiting(&self) -> usize {
+        LEDGER_QUEUE.saturating_sub(self.wallets.available_permits())
     }
 
     /// Lets the workers end; what is queued is dropped with its connections' hopes.
