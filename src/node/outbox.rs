@@ -159,6 +159,7 @@ fn certified(transaction: &Transaction, certificate: Option<Arc<Certificate>>) -
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
 
     use super::*;
     use crate::consensus::{Committee, LogEntry, Progress, Transition, Vote};
@@ -204,9 +205,12 @@ mod tests {
             let subscription = Subscription { subscriber_id, token_hash: [7; 32], outpoints, addresses, last_used: 1 };
             let claim = feed.claim(key, number, [7; 32], 1, wallet.connection()).await.unwrap();
             feed.begin(claim, Filter::of(&subscription), 0, wallet.connection());
-            while outbox.nobody_waits(&changes(), &told) {
-                tokio::task::yield_now().await;
-            }
+            let live = async {
+                while outbox.nobody_waits(&changes(), &told) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), live).await.expect("it follows the coin");
             let foreign = OutPoint { txid: Txid::from_bytes([2; 32]), vout: 0 };
             let address = Address::of_key(&SecretKey::from_seed([9; 32]).public_key(), Network::Devnet);
             let other = Transition { outpoint: foreign, output: Output { address, ..output }, ..step };
