@@ -29,7 +29,7 @@ use crate::consensus::{
 use crate::db::{
     CommitBatch, Database, DatabaseError, Durable, LedgerView, PruneBatch, Reader, Subscription, SubscriptionKey,
 };
-use crate::limits::{MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK, UNAWAITED_COMMIT};
+use crate::limits::{MAX_STATUS_IN_FLIGHT, MAX_VOTES_PER_BATCH, STATUS_EVERY, TICK};
 use crate::types::{SecretKey, Txid};
 
 /// Why the ledger thread ends although nobody asked it to.
@@ -160,7 +160,6 @@ impl Ledger {
         for batch in std::mem::take(&mut self.own_batches) {
             self.machine.count_own(&mut step, &batch);
         }
-        let until = Instant::now() + UNAWAITED_COMMIT;
         loop {
             aside.handle(work, &mut self.machine, &mut step, &self.reader)?;
             if self.last_tick.elapsed() >= TICK {
@@ -173,7 +172,7 @@ impl Ledger {
                 break;
             }
             // Nobody would be told of any of this: it goes with the next commit, if one comes soon.
-            work = self.intake.wait(until.saturating_duration_since(Instant::now()));
+            work = self.intake.gather_more(Instant::now());
             if work.is_empty() {
                 break;
             }
