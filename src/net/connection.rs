@@ -16,7 +16,9 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
-use super::message::{ErrorCode, ErrorMessage, FinalityProof, NetworkMessage, Nonce, RequestId, encode, parse};
+use super::message::{
+    ErrorCode, ErrorMessage, FinalityProof, NetworkMessage, Nonce, RequestId, encode, find_name, find_request_id, parse,
+};
 use super::peer_manager::PeerManager;
 use crate::consensus::MemberIndex;
 use crate::limits::{
@@ -438,6 +440,9 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
     if !connection.may_send(bytes.len()) {
         connection.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many messages a second"));
         return Err(Closed);
+    }
+    if let Some(refusal) = find_name(bytes).and_then(|name| manager.handler().turns_away(connection, name)) {
+        return connection.refuse(ErrorMessage { request_id: find_request_id(bytes), ..refusal }).await;
     }
     match parse(bytes) {
         Ok(incoming) => match incoming.message {

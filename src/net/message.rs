@@ -88,11 +88,14 @@ pub enum NetworkMessage {
 }
 
 impl NetworkMessage {
+    /// The tag of [`Self::TransactionBroadcast`].
+    pub const TRANSACTION_BROADCAST: &'static str = "TransactionBroadcast";
+
     /// The tags of all messages.
     pub const NAMES: [&'static str; 31] = [
         "Hello",
         "Authenticate",
-        "TransactionBroadcast",
+        Self::TRANSACTION_BROADCAST,
         "Votes",
         "TransactionRejected",
         "GetTransactions",
@@ -576,8 +579,17 @@ fn has_object(bytes: &[u8]) -> bool {
     body.find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
+/// The name of a message, from its first bytes. `None` if that is not all there is to say, as where
+/// it is spelled with escapes.
+pub(super) fn find_name(bytes: &[u8]) -> Option<&str> {
+    let quoted = bytes.trim_ascii_start().strip_prefix(b"{")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = quoted.iter().take(MAX_TEXT).position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let (name, rest) = quoted.split_at(end);
+    rest.starts_with(b"\"").then(|| std::str::from_utf8(name).ok()).flatten()
+}
+
 /// Looks into the body only where the bytes have the name at all.
-fn find_request_id(bytes: &[u8]) -> Option<RequestId> {
+pub(super) fn find_request_id(bytes: &[u8]) -> Option<RequestId> {
     const NAME: &[u8] = b"\"request_id\"";
     if !bytes.windows(NAME.len()).any(|window| window == NAME) {
         return None;
@@ -611,6 +623,19 @@ pub fn encode(message: &NetworkMessage, request_id: Option<&str>) -> bytes::Byte
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_found_without_reading_the_message() {
+        for name in NetworkMessage::NAMES {
+            assert_eq!(find_name(format!("{{\"{name}\": {{}}}}").as_bytes()), Some(name));
+            assert_eq!(find_name(format!(" \n{{\t\"{name}\"").as_bytes()), Some(name));
+        }
+        let long = format!("{{\"{}\": 1}}", "x".repeat(MAX_TEXT));
+        for text in ["", "{", "{\"", "{\"Ping", "{}", "[\"Ping\"]", "\"Ping\"", "{\"P\\u0069ng\": 1}", &long] {
+            assert_eq!(find_name(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(find_name(b"{\"\xff\": 1}"), None);
+    }
 
     #[test]
     fn what_is_no_message_gets_a_code() {

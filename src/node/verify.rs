@@ -75,9 +75,14 @@ impl VerifyPool {
         })
     }
 
+    /// Whether there is time for one more transaction of a wallet.
+    pub(super) fn lets_in(&self) -> bool {
+        self.health.door.lets_in(self.waiting(), Instant::now())
+    }
+
     /// Checks a wallet's transaction, if there is room now.
     pub(super) fn submit(&self, value: Signable, source: Source, connection: &Arc<Connection>) -> Result<(), Busy> {
-        if !self.health.door.lets_in(self.waiting(), Instant::now()) {
+        if !self.lets_in() {
             return Err(Busy);
         }
         let place = self.place()?;
