@@ -441,7 +441,9 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
         connection.close_with(&ErrorMessage::new(ErrorCode::RateLimited, "too many messages a second"));
         return Err(Closed);
     }
-    if let Some(refusal) = find_name(bytes).and_then(|name| manager.handler().turns_away(connection, name)) {
+    if connection.member.is_none()
+        && let Some(refusal) = find_name(bytes).and_then(|name| manager.handler().turns_away(name))
+    {
         return connection.refuse(ErrorMessage { request_id: find_request_id(bytes), ..refusal }).await;
     }
     match parse(bytes) {
@@ -526,11 +528,13 @@ async fn write_all<O: Sink>(sink: &mut O, messages: impl Iterator<Item = Bytes>)
 mod tests {
     use futures_util::FutureExt;
 
+    use super::super::message::Incoming;
+    use super::super::peer_manager::{Handler, Handling, PeerConfig};
     use super::*;
     use crate::consensus::Committee;
     use crate::types::{Address, Allocation, Genesis, Network, RawGenesis, RawMasternode, SecretKey};
 
-    fn a_member() -> MemberIndex {
+    fn committee() -> Committee {
         let key = SecretKey::from_seed([1; 32]).public_key();
         let address = Address::of_key(&key, Network::Devnet).to_string();
         let genesis = Genesis::try_from(RawGenesis {
@@ -547,7 +551,55 @@ mod tests {
             }],
             allocations: vec![Allocation { address, amount: 1 }],
         });
-        Committee::of_genesis(&genesis.unwrap()).index_of(&key).unwrap()
+        Committee::of_genesis(&genesis.unwrap())
+    }
+
+    fn a_member() -> MemberIndex {
+        committee().index_of(&SecretKey::from_seed([1; 32]).public_key()).unwrap()
+    }
+
+    /// Has no time for payments, and notes how many messages it was handed.
+    #[derive(Default)]
+    struct Hurried {
+        handled: AtomicUsize,
+    }
+
+    impl Handler for Hurried {
+        fn connected(&self, _: &Arc<Connection>) {}
+
+        fn turns_away(&self, name: &str) -> Option<ErrorMessage> {
+            (name == NetworkMessage::TRANSACTION_BROADCAST).then(|| ErrorMessage::new(ErrorCode::Busy, "later"))
+        }
+
+        fn handle<'a>(&'a self, _: &'a Arc<Connection>, _: Incoming, _: usize) -> Handling<'a> {
+            self.handled.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::ready(()))
+        }
+
+        fn disconnected(&self, _: &Arc<Connection>) {}
+    }
+
+    #[tokio::test]
+    async fn a_strangers_message_can_be_turned_away_unread_and_a_members_never_is() {
+        let manager = Arc::new(PeerManager::new(PeerConfig::new(Network::Devnet, Arc::new(committee()), None)));
+        let handler = Arc::new(Hurried::default());
+        manager.set_handler(Arc::clone(&handler) as Arc<dyn Handler>);
+        let address = ([127, 0, 0, 1], 0).into();
+        let payment = r#"{"TransactionBroadcast": {"txid": "00", "request_id": "r1"}}"#.as_bytes();
+        let code = |queued: Queued| match parse(&queued.bytes).map(|incoming| (incoming.message, incoming.request_id)) {
+            Ok((NetworkMessage::Error(error), id)) => (error.code, id),
+            other => panic!("{other:?}"),
+        };
+
+        let (wallet, mut told) = Connection::new(1, None, address);
+        receive(&manager, &wallet, payment).await.unwrap();
+        assert_eq!(code(told.try_recv().unwrap()), (ErrorCode::Busy, Some("r1".into())));
+        receive(&manager, &wallet, br#"{"GetBlocks": {"from_height": 1, "limit": 1}}"#).await.unwrap();
+        assert_eq!(handler.handled.load(Ordering::Relaxed), 1, "what it has time for is handed on");
+
+        let (member, mut told) = Connection::new(2, Some(a_member()), address);
+        receive(&manager, &member, payment).await.unwrap();
+        assert_eq!(code(told.try_recv().unwrap()).0, ErrorCode::Malformed, "it was read");
     }
 
     fn page() -> Bytes {

@@ -70,9 +70,8 @@ impl Handler for UTXOProtocolHandler {
     }
 
     /// Payments of wallets, while the door is shut: most of what one costs is to read it.
-    fn turns_away(&self, connection: &Connection, name: &str) -> Option<ErrorMessage> {
-        let is_payment = name == NetworkMessage::TRANSACTION_BROADCAST && connection.member().is_none();
-        (is_payment && !self.pool.lets_in()).then(busy)
+    fn turns_away(&self, name: &str) -> Option<ErrorMessage> {
+        (name == NetworkMessage::TRANSACTION_BROADCAST && !self.pool.lets_in()).then(busy)
     }
 
     fn handle<'a>(&'a self, connection: &'a Arc<Connection>, incoming: Incoming, bytes: usize) -> Handling<'a> {
