@@ -63,7 +63,10 @@ pub(super) struct Shared {
     begun: AtomicU64,
     /// The last commit that is applied in memory as a whole.
     applied: Waited,
+    /// Wakes those that follow it when the log has grown.
     durable: watch::Sender<DurableHead>,
+    /// Wakes those that follow it when there is a block.
+    durable_tip: watch::Sender<Height>,
     /// For threads that wait without a runtime.
     durable_commit: Waited,
     network: StoredNetwork,
@@ -80,6 +83,7 @@ impl Shared {
             begun: AtomicU64::new(head.commit),
             applied: Waited::at(head.commit),
             durable: watch::Sender::new(durable),
+            durable_tip: watch::Sender::new(height),
             durable_commit: Waited::at(head.commit),
             network,
             flights: RwLock::new(flights),
@@ -111,8 +115,9 @@ impl Shared {
         // The head first: whoever is woken by the other, and answers, must not be contradicted
         // by an answer as of the head.
         self.outputs.follow(changes, || {
-            self.durable.send_replace(head);
+            self.durable.send_if_modified(|durable| std::mem::replace(durable, head).sequence != head.sequence);
         });
+        self.durable_tip.send_if_modified(|tip| std::mem::replace(tip, head.height) != head.height);
         self.durable_commit.reach(head.commit);
     }
 
@@ -277,9 +282,15 @@ impl Reader {
         Ok(Durable::new(value))
     }
 
-    /// Follows how far the database is durable.
+    /// Follows how far the change log is durable. A commit that adds nothing to the log is seen by
+    /// whoever looks, and wakes nobody.
     pub fn durable(&self) -> watch::Receiver<DurableHead> {
         self.shared.durable.subscribe()
+    }
+
+    /// Follows the height of the last durable block.
+    pub fn durable_tip(&self) -> watch::Receiver<Height> {
+        self.shared.durable_tip.subscribe()
     }
 
     /// How far the database is durable now.

@@ -159,6 +159,8 @@ pub(super) struct Feed {
     originator: String,
     state: Mutex<FeedState>,
     touched: Arc<TouchedBlocks>,
+    /// The state's position, for those who must not wait for it.
+    published: AtomicU64,
     woken: Notify,
     stopping: AtomicBool,
     delivered: AtomicU64,
@@ -168,13 +170,15 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(reader: Reader, originator: String) -> Self {
-        let state = FeedState { position: reader.durable_head().sequence, ..FeedState::default() };
+        let position = reader.durable_head().sequence;
+        let state = FeedState { position, ..FeedState::default() };
         let stored = reader.subscriptions().count();
         Self {
             reader,
             originator,
             state: Mutex::new(state),
             touched: Arc::default(),
+            published: AtomicU64::new(position),
             woken: Notify::new(),
             stopping: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
@@ -196,15 +200,18 @@ impl Feed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drains sled's subscriber, for ever. It touches nothing else: an event proves
+    /// Drains sled's subscriber, for ever. It waits for nothing else: an event proves
     /// nothing, and a full buffer would stop the writer.
     pub(super) fn drain_events(self: &Arc<Self>, mut events: ChangeEvents) -> std::io::Result<()> {
         let feed = Arc::clone(self);
         let drain = move || {
             while !feed.stopping.load(Ordering::Relaxed) {
                 match events.wait(Duration::from_millis(200)) {
-                    Some(true) => feed.woken.notify_one(),
-                    Some(false) => {}
+                    // Before the commit is durable there is nothing to do, and when it is, the head says so.
+                    Some(true) if feed.published.load(Ordering::SeqCst) < feed.reader.durable_head().sequence => {
+                        feed.woken.notify_one();
+                    }
+                    Some(_) => {}
                     None => return,
                 }
             }
@@ -223,12 +230,13 @@ impl Feed {
         let mut durable = self.reader.durable();
         while !self.stopping.load(Ordering::Relaxed) {
             let up_to = durable.borrow_and_update().sequence;
-            if self.state().position < up_to {
-                self.publish(up_to).await?;
+            if self.published.load(Ordering::SeqCst) < up_to {
+                let position = self.publish(up_to).await?;
+                self.published.store(position, Ordering::SeqCst);
                 continue;
             }
-            // The event says that the log grew, the head that it is durable. Either wakes,
-            // and the head is looked at again, so no order of the two is missed.
+            // The event says that the log grew, the head that it is durable. Whichever comes last
+            // wakes, and the head is looked at again, so no order of the two is missed.
             tokio::select! {
                 changed = durable.changed() => if changed.is_err() { return Ok(()) },
                 () = self.woken.notified() => {}
@@ -237,13 +245,14 @@ impl Feed {
         Ok(())
     }
 
-    async fn publish(&self, up_to: u64) -> Result<(), DatabaseError> {
+    /// Hands on what is in the log, up to here or a part of it; says how far it came.
+    async fn publish(&self, up_to: u64) -> Result<u64, DatabaseError> {
         let position = {
             let mut state = self.state();
             if state.sessions.is_empty() {
                 // Nobody would be told, so nothing is read: whoever comes begins after this.
                 state.position = up_to;
-                return Ok(());
+                return Ok(up_to);
             }
             state.position
         };
@@ -265,7 +274,7 @@ impl Feed {
                 }
             }
         }
-        Ok(())
+        Ok(state.position)
     }
 
     /// Reads the log, and what its blocks contain.

@@ -15,9 +15,9 @@ use crate::limits::MAX_PRUNED_PER_COMMIT;
 /// Forgets until the node ends. A look-up that fails is tried again with the next block;
 /// what cannot be read stops the node where it matters.
 pub(super) async fn forget(handler: Weak<UTXOProtocolHandler>) {
-    let Some(mut durable) = handler.upgrade().map(|handler| handler.ledger.reader().durable()) else { return };
+    let Some(mut tip) = handler.upgrade().map(|handler| handler.ledger.reader().durable_tip()) else { return };
     loop {
-        let height = durable.borrow_and_update().height;
+        let height = *tip.borrow_and_update();
         while let Some(handler) = handler.upgrade() {
             let Some(keep) = handler.ledger.retention_blocks() else { return };
             let keep_above = height.saturating_sub(keep);
@@ -30,7 +30,7 @@ pub(super) async fn forget(handler: Weak<UTXOProtocolHandler>) {
             }
         }
         // The next look is at the next block.
-        if durable.wait_for(|head| head.height != height).await.is_err() {
+        if tip.changed().await.is_err() {
             return;
         }
     }
