@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -133,6 +134,34 @@ fn the_operators_port_tells_how_the_node_is() {
         (code == 503 && reasons.contains("no quorum of peers")).then_some(())
     });
     assert_eq!(net.http(0, "/livez").unwrap().0, 200);
+}
+
+/// sled wakes all of its threads for each piece of its log that one of them writes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn one_thread_of_the_storage_engine_writes_and_the_others_sleep() {
+    let net = TestNet::running(1);
+    let to = net.address(&SecretKey::generate());
+    let first = net.coins().remove(0);
+    let split = net.split(&first, 200);
+    let mut wallet = net.wallet(0).await;
+    wallet.pay(&split).await;
+    let coins = TestNet::outputs(&split, &first.key);
+    // A commit that takes long, on a slow machine, wakes all of them for a while.
+    let mut woken = BTreeMap::new();
+    for coins in coins.chunks(5) {
+        let before = net.waits(0, "sled-io");
+        for coin in coins {
+            wallet.pay(&net.pay(coin, &to, 1)).await;
+        }
+        woken = net.waits(0, "sled-io");
+        assert!(woken.len() >= 7, "{woken:?}");
+        woken.retain(|thread, waits| before.get(thread) != Some(waits));
+        if woken.len() == 1 {
+            return;
+        }
+    }
+    panic!("many wake up: {woken:?}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use super::guard::{Guard, Stamp};
 use super::held::{Held, Nudge};
 use super::renew::Copying;
 use super::schema::TreeId;
+use super::threads::{self, Writer};
 
 /// One tree, for reading. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -232,6 +233,7 @@ pub(super) struct Files {
     /// Our own descriptor of sled's file, for the sync that sled leaves out.
     file: File,
     turns: Turns,
+    _writer: Writer,
 }
 
 /// Whose turn it is of several writers, each with files of its own. All of sled's databases in a
@@ -252,7 +254,12 @@ impl Files {
     pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, file: File) -> Result<Self, DatabaseError> {
         let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { db, trees, nudge, file, turns: Turns::default() })
+        Ok(Self { db, trees, nudge, file, turns: Turns::default(), _writer: Writer::enter() })
+    }
+
+    /// Lets those of sled's threads sleep that nobody needs, while nothing is being written.
+    fn settle(&self) {
+        threads::settle(&self.db);
     }
 
     /// Handles of the trees for readers.
@@ -325,6 +332,13 @@ impl Engine {
             Self::Sled { guard, .. } => guard.write(stamp),
             Self::Sealed { .. } => sealed(),
             Self::Memory(disk) => disk.lock().write_guard(stamp),
+        }
+    }
+
+    /// Called between two commits: makes itself at home where it is the only one that writes.
+    pub(super) fn settle(&self) {
+        if let Self::Sled { files, .. } = self {
+            files.settle();
         }
     }
 
@@ -628,6 +642,24 @@ mod tests {
             assert!(tree.count().unwrap() < ROWS_GONE_BACK);
             assert!(!tree.is_linked(Bound::Unbounded, usize::MAX).unwrap());
         }
+    }
+
+    /// Whoever waits for a thread of sled's while all of them sleep gets one.
+    #[test]
+    fn a_write_that_takes_long_wakes_the_threads_that_sleep() {
+        let dir = tempfile::tempdir().unwrap();
+        let (done, outcome) = std::sync::mpsc::channel();
+        let path = dir.path().to_path_buf();
+        std::thread::spawn(move || {
+            let Storage { engine, .. } = Storage::open(&path, 1 << 20).unwrap();
+            let files = engine.into_files().unwrap();
+            threads::put_all_to_sleep(&files.db);
+            files.apply(&[row(b"key", Some(b"value"))]).unwrap();
+            files.sync().unwrap();
+            done.send(files.trees[TreeId::Utxos as usize].get(b"key").unwrap()).unwrap();
+        });
+        let written = outcome.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+        assert_eq!(written.as_deref(), Some(b"value".as_slice()));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::threads;
+
 /// How often it is looked whether a write has begun long ago.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -87,6 +89,7 @@ fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<(
             continue;
         }
         looks += 1;
+        threads::wake_all();
         // On a disk that is only slow each of these waits as well, so they become fewer.
         if looks.is_power_of_two()
             && let Some(db) = db.upgrade()

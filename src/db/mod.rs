@@ -62,6 +62,7 @@ pub(crate) mod samples;
 mod schema;
 mod store;
 mod switch;
+mod threads;
 mod verify;
 mod view;
 mod watcher;

@@ -471,6 +471,7 @@ impl Database {
     /// The copy may be in place after a crash, or may not: the database is unusable. A copy that
     /// merely fails is told in the log, and the old files stay.
     pub fn tend(&mut self, quiet: bool) -> Result<(), DatabaseError> {
+        self.engine.settle();
         let turns = self.engine.turns();
         let (Some(renewal), Some(copying)) = (&mut self.renewal, self.engine.copying()) else { return Ok(()) };
         renewal.ending.take_if(|ending| ending.is_over());

@@ -4,6 +4,7 @@
 //! reaches. Nothing here measures time.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -250,6 +251,21 @@ impl TestNet {
 
     pub fn is_running(&mut self, node: usize) -> bool {
         self.nodes[node].as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// By thread of a node's process whose name begins with this: how often it has waited for something.
+    #[cfg(target_os = "linux")]
+    pub fn waits(&self, node: usize, name: &str) -> BTreeMap<String, u64> {
+        let pid = self.nodes[node].as_ref().unwrap().id();
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        // A thread may have ended meanwhile.
+        let statuses =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
+        let waits = |status: String| {
+            let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+            (value("Name:"), value("voluntary_ctxt_switches:").parse().unwrap())
+        };
+        statuses.map(waits).filter(|(thread, _)| thread.starts_with(name)).collect()
     }
 
     /// Resident memory of a node's process in bytes.

@@ -1,0 +1,191 @@
+//! How many of sled's threads wait for something to write.
+//!
+//! sled 0.34 writes on threads of its own, seven for the whole process, and each piece of its
+//! log wakes all of them, for one to write it: six wake-ups out of seven, and a commit has two
+//! pieces or more, are for nothing. Where only one database is written, one thread is enough,
+//! and [`settle`] keeps the others asleep.
+//!
+//! sled has no setting for it. But whatever its threads do in the background ends there with
+//! the [`Wake`] of whoever waits for it, and a [`Bed`] lets its thread go only when it is told
+//! to. Nothing of the database is held meanwhile.
+//!
+//! One is not enough for ever: sled's writer can wait, with a lock that this one needs, for the
+//! end of its file to be cut off, which is a thread's work too. Then a call of the writer's
+//! takes long, and the [`Nudge`](super::held::Nudge) wakes all of them.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+/// All but one of sled's seven.
+const SPARE: usize = 6;
+/// A thread is asleep long before, if it comes at all.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// For how long all stay awake when one was not enough for the first time.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// How often something may be done already before it could be waited for.
+const ATTEMPTS: usize = 64;
+
+/// Where threads sleep.
+#[derive(Debug, Default)]
+struct Bed {
+    sleepers: Mutex<Sleepers>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Sleepers {
+    asleep: usize,
+    woken: bool,
+}
+
+impl Bed {
+    fn lock(&self) -> MutexGuard<'_, Sleepers> {
+        self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts so many threads of sled's to sleep, or fewer if they do not come. Nobody may be
+    /// writing to this database.
+    fn fill(self: &Arc<Self>, db: &sled::Db, threads: usize) {
+        let waker = Waker::from(Arc::clone(self));
+        for _ in 0..ATTEMPTS {
+            let before = self.lock().asleep;
+            if before >= threads {
+                return;
+            }
+            // There is nothing to flush, so this costs little. Its end finds the bed.
+            match pin!(db.flush_async()).poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return,
+                Poll::Pending => {
+                    let awaited = |sleepers: &mut Sleepers| sleepers.asleep == before && !sleepers.woken;
+                    let waited = self.moved.wait_timeout_while(self.lock(), PATIENCE, awaited);
+                    if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        self.lock().woken = true;
+        self.moved.notify_all();
+    }
+}
+
+impl Wake for Bed {
+    /// Runs on a thread of sled's.
+    fn wake(self: Arc<Self>) {
+        let mut sleepers = self.lock();
+        sleepers.asleep += 1;
+        self.moved.notify_all();
+        let mut sleepers =
+            self.moved.wait_while(sleepers, |sleepers| !sleepers.woken).unwrap_or_else(PoisonError::into_inner);
+        sleepers.asleep -= 1;
+        self.moved.notify_all();
+    }
+}
+
+/// The databases that this process writes, and sled's threads, which serve all of them.
+#[derive(Debug)]
+struct Writers {
+    open: usize,
+    asleep: Option<Arc<Bed>>,
+    /// One thread was not enough, so until then all stay awake.
+    needed: Option<Instant>,
+    /// For how long they stay awake the next time.
+    pause: Duration,
+}
+
+static WRITERS: Mutex<Writers> = Mutex::new(Writers { open: 0, asleep: None, needed: None, pause: FIRST_PAUSE });
+
+fn writers() -> MutexGuard<'static, Writers> {
+    WRITERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Writers {
+    fn wake(&mut self) {
+        if let Some(bed) = self.asleep.take() {
+            bed.wake_all();
+        }
+    }
+}
+
+/// A database that is open to be written. While there is any other number of them than one, all
+/// threads are awake.
+#[derive(Debug)]
+pub(super) struct Writer(());
+
+impl Writer {
+    pub(super) fn enter() -> Self {
+        let mut writers = writers();
+        writers.open += 1;
+        writers.wake();
+        Self(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut writers = writers();
+        writers.open -= 1;
+        writers.wake();
+    }
+}
+
+/// Puts the spare threads to sleep, if this database is the only one that is written. Called by
+/// its writer, between two commits.
+pub(super) fn settle(db: &sled::Db) {
+    let mut writers = writers();
+    if writers.open == 1 && writers.asleep.is_none() && writers.needed.is_none_or(|until| until <= Instant::now()) {
+        let bed = Arc::default();
+        Bed::fill(&bed, db, SPARE);
+        writers.asleep = Some(bed);
+    }
+}
+
+/// A write takes long: wakes all of them, and lets them stay awake for a while, for longer each time.
+pub(super) fn wake_all() {
+    let mut writers = writers();
+    if writers.asleep.is_some() {
+        tracing::debug!(pause = ?writers.pause, "a write takes long: all of the storage engine's threads wake up");
+        writers.needed = Instant::now().checked_add(writers.pause);
+        writers.pause = writers.pause.saturating_mul(2);
+        writers.wake();
+    }
+}
+
+/// For tests: as if none of them were needed, however many write.
+#[cfg(test)]
+pub(super) fn put_all_to_sleep(db: &sled::Db) {
+    let mut writers = writers();
+    writers.wake();
+    let bed = Arc::default();
+    Bed::fill(&bed, db, SPARE + 1);
+    writers.asleep = Some(bed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_sleep_until_they_are_woken() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = sled::Config::new().path(dir.path()).flush_every_ms(None).open().unwrap();
+        let bed = Arc::default();
+        Bed::fill(&bed, &db, 2);
+        assert_eq!(bed.lock().asleep, 2);
+        // The others go on writing.
+        db.insert(b"key", b"value").unwrap();
+        db.flush().unwrap();
+        Bed::fill(&bed, &db, 3);
+        assert_eq!(bed.lock().asleep, 3);
+        bed.wake_all();
+        let all_up = bed.moved.wait_timeout_while(bed.lock(), Duration::from_secs(60), |sleepers| sleepers.asleep > 0);
+        assert!(!all_up.unwrap().1.timed_out());
+    }
+}
