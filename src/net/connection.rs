@@ -442,7 +442,8 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
         return Err(Closed);
     }
     if connection.member.is_none()
-        && let Some(refusal) = find_name(bytes).and_then(|name| manager.handler().turns_away(name))
+        && find_name(bytes) == Some(NetworkMessage::TRANSACTION_BROADCAST)
+        && let Some(refusal) = manager.handler().turns_payments_away()
     {
         return connection.refuse(ErrorMessage { request_id: find_request_id(bytes), ..refusal }).await;
     }
@@ -567,8 +568,8 @@ mod tests {
     impl Handler for Hurried {
         fn connected(&self, _: &Arc<Connection>) {}
 
-        fn turns_away(&self, name: &str) -> Option<ErrorMessage> {
-            (name == NetworkMessage::TRANSACTION_BROADCAST).then(|| ErrorMessage::new(ErrorCode::Busy, "later"))
+        fn turns_payments_away(&self) -> Option<ErrorMessage> {
+            Some(ErrorMessage::new(ErrorCode::Busy, "later"))
         }
 
         fn handle<'a>(&'a self, _: &'a Arc<Connection>, _: Incoming, _: usize) -> Handling<'a> {

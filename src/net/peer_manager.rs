@@ -32,9 +32,8 @@ pub type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 pub trait Handler: Send + Sync + 'static {
     /// A connection is up; a member has proved its key.
     fn connected(&self, connection: &Arc<Connection>);
-    /// What to answer to a stranger's message of this name without reading it, if there is no time
-    /// for it.
-    fn turns_away(&self, name: &str) -> Option<ErrorMessage>;
+    /// What to answer to a stranger's transaction without reading it, if there is no time for it.
+    fn turns_payments_away(&self) -> Option<ErrorMessage>;
     /// A message came. The connection's next one waits until this is done.
     fn handle<'a>(&'a self, connection: &'a Arc<Connection>, incoming: Incoming, bytes: usize) -> Handling<'a>;
     /// A connection is gone.
@@ -582,7 +581,7 @@ struct Nobody;
 impl Handler for Nobody {
     fn connected(&self, _: &Arc<Connection>) {}
 
-    fn turns_away(&self, _: &str) -> Option<ErrorMessage> {
+    fn turns_payments_away(&self) -> Option<ErrorMessage> {
         None
     }
 

@@ -69,9 +69,9 @@ impl Handler for UTXOProtocolHandler {
         }
     }
 
-    /// Payments of wallets, while the door is shut: most of what one costs is to read it.
-    fn turns_away(&self, name: &str) -> Option<ErrorMessage> {
-        (name == NetworkMessage::TRANSACTION_BROADCAST && !self.pool.lets_in()).then(busy)
+    /// While the door is shut: most of what a payment costs is to read it.
+    fn turns_payments_away(&self) -> Option<ErrorMessage> {
+        (!self.pool.lets_in()).then(busy)
     }
 
     fn handle<'a>(&'a self, connection: &'a Arc<Connection>, incoming: Incoming, bytes: usize) -> Handling<'a> {

@@ -259,8 +259,7 @@ impl TestNet {
         let pid = self.nodes[node].as_ref().unwrap().id();
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
         // A thread may have ended meanwhile.
-        let statuses =
-            threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
+        let statuses = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
         let waits = |status: String| {
             let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
             (value("Name:"), value("voluntary_ctxt_switches:").parse().unwrap())
