@@ -11,13 +11,14 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{FairMutex, FairMutexGuard};
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use sled::{IVec, Transactional};
 
 use super::DatabaseError;
+use super::ahead::Ahead;
 use super::codec::RowChange;
 use super::guard::{Guard, Stamp};
 use super::held::{Held, Nudge};
@@ -232,6 +233,7 @@ pub(super) struct Files {
     nudge: Nudge,
     /// Our own descriptor of sled's file, for the sync that sled leaves out.
     file: File,
+    ahead: Ahead,
     turns: Turns,
     _writer: Writer,
 }
@@ -254,12 +256,18 @@ impl Files {
     pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, file: File) -> Result<Self, DatabaseError> {
         let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { db, trees, nudge, file, turns: Turns::default(), _writer: Writer::enter() })
+        let ahead = Ahead::new(Instant::now());
+        Ok(Self { db, trees, nudge, file, ahead, turns: Turns::default(), _writer: Writer::enter() })
     }
 
     /// Lets those of sled's threads sleep that nobody needs, while nothing is being written.
     fn settle(&self) {
         threads::settle(&self.db);
+    }
+
+    /// Makes the file longer than it has to be, while nothing is being written.
+    fn write_ahead(&mut self) -> Result<(), DatabaseError> {
+        self.ahead.tend(&self.file, Instant::now()).map_err(DatabaseError::io("making the database's file longer"))
     }
 
     /// Handles of the trees for readers.
@@ -339,6 +347,22 @@ impl Engine {
     pub(super) fn settle(&self) {
         if let Self::Sled { files, .. } = self {
             files.settle();
+        }
+    }
+
+    /// Called between two commits, when there is time: the next ones find a longer file.
+    pub(super) fn write_ahead(&mut self) -> Result<(), DatabaseError> {
+        match self {
+            Self::Sled { files, .. } => files.write_ahead(),
+            Self::Sealed { .. } | Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// At most so many bytes of the file are not in use yet.
+    pub(super) const fn bytes_ahead(&self) -> u64 {
+        match self {
+            Self::Sled { files, .. } => files.ahead.bytes(),
+            Self::Sealed { .. } | Self::Memory(_) => 0,
         }
     }
 

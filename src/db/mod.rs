@@ -31,6 +31,7 @@
 //!
 //! A guard file beside the database (see [`guard`]) says which commit was the last.
 
+mod ahead;
 mod backup;
 mod codec;
 mod commit;

@@ -78,6 +78,11 @@ impl Intake {
         }
     }
 
+    /// Whether payments rush in.
+    pub(super) fn is_rush(&self, now: Instant) -> bool {
+        self.rush.is_on(now)
+    }
+
     /// Whether it has little to do.
     pub(super) fn is_quiet(&mut self, now: Instant) -> bool {
         self.quiet.is_quiet(now)

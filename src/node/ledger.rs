@@ -220,7 +220,11 @@ impl Ledger {
 
     /// Between two commits: the database's own house, if there is time for it.
     fn tend(&mut self) -> Result<(), DatabaseError> {
-        self.database.tend(self.intake.is_quiet(Instant::now()))?;
+        let now = Instant::now();
+        self.database.tend(self.intake.is_quiet(now))?;
+        if !self.intake.is_rush(now) {
+            self.database.write_ahead()?;
+        }
         *self.health.renewal.lock().unwrap_or_else(PoisonError::into_inner) = self.database.renewal_state();
         Ok(())
     }

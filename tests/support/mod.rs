@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
@@ -73,14 +75,22 @@ pub fn in_sled<T>(data_dir: &Path, change: impl FnOnce(&sled::Db) -> T) -> T {
     outcome
 }
 
-/// A port from which on 10 ports for each of `nodes` nodes are free right now.
+/// A port from which on 10 ports for each of `nodes` nodes are free right now, and are given to no
+/// other test of this process, which may not have bound them yet.
 pub fn free_base_port(nodes: u16) -> u16 {
+    static GIVEN: Mutex<Vec<Range<u16>>> = Mutex::new(Vec::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..1_000 {
         // Below the range from which the system takes ports for outgoing connections.
         let base = 10_000 + rand::random::<u16>() % 21_000;
+        let range = base..base + 10 * nodes;
+        if given.iter().any(|other| other.start < range.end && range.start < other.end) {
+            continue;
+        }
         let ports = (0..nodes).flat_map(|i| (0..3).map(move |p| base + 10 * i + p));
         let held: Result<Vec<_>, _> = ports.map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
         if held.is_ok() {
+            given.push(range);
             return base;
         }
     }

@@ -246,22 +246,21 @@ pub fn tail(log: &str) -> String {
 /// Waits until these processes see each other and are ready.
 pub fn wait_ready(processes: &mut [Option<Process>]) {
     let running = processes.iter().flatten().count();
-    for process in processes.iter_mut().flatten() {
-        let began = Instant::now();
-        loop {
+    let began = Instant::now();
+    let is_ready = |process: &Process| {
+        process.status().is_some_and(|status| {
+            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() + 1 >= running)
+        })
+    };
+    while !processes.iter().flatten().all(is_ready) {
+        for process in processes.iter_mut().flatten() {
             if let Some(status) = process.ended() {
                 panic!("a node ended with {status}:\n{}", process.log());
             }
-            let status = process.status();
-            let ready = status.is_some_and(|status| {
-                status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() + 1 >= running)
-            });
-            if ready {
-                break;
-            }
-            assert!(began.elapsed() < PATIENCE, "a node is not ready:\n{}", process.log());
-            std::thread::sleep(Duration::from_millis(5));
         }
+        let logs = || processes.iter().flatten().map(Process::log).collect::<Vec<_>>().join("\n---\n");
+        assert!(began.elapsed() < PATIENCE, "a node is not ready:\n{}", logs());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
