@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 const SPARE: usize = 6;
 /// A thread is asleep long before, if it comes at all.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// For how long all stay awake when one was not enough for the first time.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// For how long all stay awake when one was not enough for the first time in a while.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often something may be done already before it could be waited for.
 const ATTEMPTS: usize = 64;
 
@@ -89,18 +89,42 @@ impl Wake for Bed {
     }
 }
 
+/// When one thread was not enough, and for how long all stay awake then: twice as long each time,
+/// until one has been enough for longer than that.
+#[derive(Debug)]
+struct Awake {
+    until: Option<Instant>,
+    /// The next time.
+    pause: Duration,
+}
+
+impl Awake {
+    const fn new() -> Self {
+        Self { until: None, pause: FIRST_PAUSE }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    fn begin(&mut self, now: Instant) {
+        if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.pause) {
+            self.pause = FIRST_PAUSE;
+        }
+        self.until = now.checked_add(self.pause);
+        self.pause = self.pause.saturating_mul(2);
+    }
+}
+
 /// The databases that this process writes, and sled's threads, which serve all of them.
 #[derive(Debug)]
 struct Writers {
     open: usize,
     asleep: Option<Arc<Bed>>,
-    /// One thread was not enough, so until then all stay awake.
-    needed: Option<Instant>,
-    /// For how long they stay awake the next time.
-    pause: Duration,
+    awake: Awake,
 }
 
-static WRITERS: Mutex<Writers> = Mutex::new(Writers { open: 0, asleep: None, needed: None, pause: FIRST_PAUSE });
+static WRITERS: Mutex<Writers> = Mutex::new(Writers { open: 0, asleep: None, awake: Awake::new() });
 
 fn writers() -> MutexGuard<'static, Writers> {
     WRITERS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,20 +164,19 @@ impl Drop for Writer {
 /// its writer, between two commits.
 pub(super) fn settle(db: &sled::Db) {
     let mut writers = writers();
-    if writers.open == 1 && writers.asleep.is_none() && writers.needed.is_none_or(|until| until <= Instant::now()) {
+    if writers.open == 1 && writers.asleep.is_none() && writers.awake.is_over(Instant::now()) {
         let bed = Arc::default();
         Bed::fill(&bed, db, SPARE);
         writers.asleep = Some(bed);
     }
 }
 
-/// A write takes long: wakes all of them, and lets them stay awake for a while, for longer each time.
+/// A write takes long: wakes all of them, and lets them stay awake for a while.
 pub(super) fn wake_all() {
     let mut writers = writers();
     if writers.asleep.is_some() {
-        tracing::debug!(pause = ?writers.pause, "a write takes long: all of the storage engine's threads wake up");
-        writers.needed = Instant::now().checked_add(writers.pause);
-        writers.pause = writers.pause.saturating_mul(2);
+        writers.awake.begin(Instant::now());
+        tracing::debug!(awake = ?writers.awake, "a write takes long: all of the storage engine's threads wake up");
         writers.wake();
     }
 }
@@ -171,6 +194,20 @@ pub(super) fn put_all_to_sleep(db: &sled::Db) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn they_stay_awake_for_longer_each_time_until_one_has_been_enough() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut awake = Awake::new();
+        assert!(awake.is_over(at(0)));
+        // When one is not enough again, and until when all are awake then.
+        for (again, until) in [(10, 11), (11, 13), (15, 19), (25, 33), (50, 51), (53, 55), (56, 60)] {
+            awake.begin(at(again));
+            assert!(!awake.is_over(at(until - 1)), "at {again}");
+            assert!(awake.is_over(at(until)), "at {again}");
+        }
+    }
 
     #[test]
     fn threads_sleep_until_they_are_woken() {

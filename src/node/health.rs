@@ -7,15 +7,20 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use super::door::Door;
+use super::lately::Lately;
 use crate::consensus::{FenceState, Voting};
 use crate::db::RenewalState;
-use crate::types::Height;
+use crate::types::{Height, Txid};
+
+/// So many of the transactions that were settled last are known without looking into the database.
+const SETTLED_LATELY: usize = 8_192;
 
 /// What the rest of the node may know of the ledger at any time.
 #[derive(Debug)]
 pub struct LedgerHealth {
     pub(super) in_flight: AtomicUsize,
     pub(super) door: Door,
+    settled: Mutex<Lately>,
     pub(super) commits: AtomicU64,
     pub(super) finalized: AtomicU64,
     pub(super) votes: AtomicU64,
@@ -37,6 +42,7 @@ impl LedgerHealth {
         Self {
             in_flight: AtomicUsize::new(0),
             door: Door::new(Instant::now()),
+            settled: Mutex::new(Lately::new(SETTLED_LATELY)),
             commits: AtomicU64::new(0),
             finalized: AtomicU64::new(0),
             votes: AtomicU64::new(0),
@@ -87,6 +93,19 @@ impl LedgerHealth {
     /// Whether blocks are missing here, as far as this node knows.
     pub fn is_behind(&self) -> bool {
         self.behind.load(Ordering::Relaxed)
+    }
+
+    /// These have been settled here, or will be by the commit at hand.
+    pub(super) fn settle<'a>(&self, txids: impl Iterator<Item = &'a Txid>) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        txids.for_each(|txid| settled.insert(*txid.as_bytes()));
+    }
+
+    /// Whether all of them were settled here lately. Nothing may be told anybody of it: the
+    /// commit that says so may still be on its way.
+    pub(super) fn are_settled<'a>(&self, mut txids: impl Iterator<Item = &'a Txid>) -> bool {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        txids.all(|txid| settled.contains(txid.as_bytes()))
     }
 
     /// Something without which the node must not go on has failed.

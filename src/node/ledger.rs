@@ -167,6 +167,7 @@ impl Ledger {
                 self.machine.handle(&mut step, Event::Tick);
             }
             self.more = self.machine.advance(&mut step);
+            self.health.settle(step.changes.finalized.keys());
             let is_urgent = self.more || aside.is_urgent() || self.machine.voting() != self.voting;
             if is_urgent || step.fault.is_some() || !self.outbox.nobody_waits(&step.changes, &step.actions) {
                 break;

@@ -13,6 +13,7 @@ mod health;
 mod http;
 mod input;
 mod intake;
+mod lately;
 mod ledger;
 mod outbox;
 mod protocol;

@@ -6,7 +6,6 @@
 //! answered `Busy`, and the votes of members still get through; a member that floods waits
 //! for itself.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -17,11 +16,15 @@ use tokio::sync::Semaphore;
 use super::door::Place;
 use super::health::LedgerHealth;
 use super::input::{Input, Inputs, Work};
+use super::lately::Lately;
 use super::rush::Rush;
 use crate::consensus::{Event, Signable, Source, Verified};
 use crate::limits::{LEDGER_QUEUE, VERIFY_APART, VERIFY_BATCH, VERIFY_QUEUE};
 use crate::net::{Connection, ErrorCode, ErrorMessage, NetworkMessage};
 use crate::types::Transaction;
+
+/// So many of the transactions that were checked last are not checked again.
+const REMEMBERED: usize = 32_768;
 
 /// Something to check, and for whom.
 struct Job {
@@ -55,7 +58,8 @@ impl VerifyPool {
         // Never full: each job holds a permit, and there are no more of those.
         let (wallet_jobs, from_wallets) = crossbeam_channel::bounded(LEDGER_QUEUE);
         let (member_jobs, from_members) = crossbeam_channel::bounded(VERIFY_QUEUE + members);
-        let desk = Arc::new(Desk { ledger: ledger.clone(), seen: Mutex::default(), rush: Mutex::default() });
+        let seen = Mutex::new(Lately::new(REMEMBERED));
+        let desk = Arc::new(Desk { ledger: ledger.clone(), seen, rush: Mutex::default() });
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let start = |i: usize| {
             let jobs = Jobs { members: from_members.clone(), wallets: from_wallets.clone() };
@@ -141,29 +145,6 @@ impl VerifyPool {
     }
 }
 
-/// What was verified lately: members send each other the same transactions, and each
-/// signature is worth checking once. Two generations bound it.
-#[derive(Debug, Default)]
-struct RecentlyVerified {
-    young: HashSet<[u8; 32]>,
-    old: HashSet<[u8; 32]>,
-}
-
-impl RecentlyVerified {
-    const GENERATION: usize = 32_768;
-
-    fn contains(&self, key: &[u8; 32]) -> bool {
-        self.young.contains(key) || self.old.contains(key)
-    }
-
-    fn insert(&mut self, key: [u8; 32]) {
-        if self.young.len() >= Self::GENERATION {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key);
-    }
-}
-
 /// A transaction with its keys and signatures in one hash.
 fn witness_hash(transaction: &Transaction) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
@@ -210,7 +191,9 @@ struct LedgerGone;
 #[derive(Debug)]
 struct Desk {
     ledger: Inputs,
-    seen: Mutex<RecentlyVerified>,
+    /// The transactions that were checked: members send each other the same ones, and each
+    /// signature is worth checking once.
+    seen: Mutex<Lately>,
     rush: Mutex<Rush>,
 }
 
@@ -219,7 +202,7 @@ impl Desk {
         look(&mut self.rush.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn seen(&self) -> MutexGuard<'_, RecentlyVerified> {
+    fn seen(&self) -> MutexGuard<'_, Lately> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
