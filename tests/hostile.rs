@@ -627,6 +627,40 @@ async fn a_lying_member_is_refused() {
     target.assert_unharmed("a lying member").await;
 }
 
+/// Votes on what is settled decide nothing, so nobody checks who signed them, unless they are
+/// said to be this node's own.
+#[tokio::test]
+async fn votes_on_what_is_settled_are_passed_over() {
+    let (mut target, key) = three_of_four().await;
+    let payment = target.net.split(&target.net.coins().remove(1), 2);
+    target.net.wallet(0).await.pay(&payment).await;
+    target.mark();
+    let net = &target.net;
+    let settled = || Vote { kind: VoteKind::Commit, txid: payment.txid() };
+    let forged = |voter: &SecretKey, votes: Vec<Vote>| {
+        let signature = Signature::from_bytes([1; 64]);
+        NetworkMessage::Votes(Arc::new(VoteBatch { voter: voter.public_key(), epoch: 0, votes, signature }))
+    };
+    let mut link = Link::member(net, 0, &key).await;
+    link.send(&forged(&key, vec![settled()])).await;
+    link.send(&forged(&key, vec![Vote { kind: VoteKind::Approve, ..settled() }, settled()])).await;
+    let refused = [
+        ("one of two is not settled", forged(&key, vec![settled(), random_vote()])),
+        ("its own", forged(&net.member_key(0), vec![settled()])),
+    ];
+    for (what, message) in &refused {
+        link.send(message).await;
+        assert_eq!(link.error(what).await.code, ErrorCode::BadSignature, "{what}");
+    }
+    link.send(&NetworkMessage::Ping(Nonce { nonce: 1 })).await;
+    let answer = |message| match message {
+        NetworkMessage::Error(error) => panic!("one error too many: {error:?}"),
+        message => (message == NetworkMessage::Pong(Nonce { nonce: 1 })).then_some(()),
+    };
+    link.wait_for("no error for the first two", answer).await;
+    target.assert_unharmed("votes on what is settled").await;
+}
+
 /// The same members on a network that began a second later.
 fn elsewhere(net: &TestNet) -> Committee {
     let text = std::fs::read(net.directory().join(&net.devnet.genesis_file)).unwrap();
