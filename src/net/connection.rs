@@ -3,13 +3,14 @@
 //! Each has a reader and a writer task. The reader hands each message to the handler and
 //! waits for it, so a peer that sends too fast is slowed by its own socket. What is sent
 //! waits in a bounded queue: a member whose queue is full is disconnected (it will be
-//! greeted again), while whoever answers a wallet waits for room.
+//! greeted again), while whoever answers a wallet waits for room. What a member is told alone,
+//! with nothing before it in the queue, goes to its socket at once, on the thread of whoever says it.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use super::message::{
     ErrorCode, ErrorMessage, FinalityProof, NetworkMessage, Nonce, RequestId, encode, find_name, find_request_id, parse,
 };
-use super::peer_manager::PeerManager;
+use super::peer_manager::{PeerManager, Traffic};
 use crate::consensus::MemberIndex;
 use crate::limits::{
     BAD_MESSAGES, MAX_WATCHED_PER_CONNECTION, PEER_QUEUE, PEER_QUEUE_BYTES, PING_EVERY, SIGNATURE_FAILURES,
@@ -97,6 +98,23 @@ pub(super) struct Queued {
     _room: Option<OwnedSemaphorePermit>,
 }
 
+/// What became of a message that was to be sent at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// It is with the socket.
+    Whole,
+    /// Only its beginning is; the rest waits for the next flush.
+    Part,
+    /// Nothing of it is.
+    Nothing,
+}
+
+/// A socket that takes a message at once, from any thread, if nothing is on its way before it.
+pub(super) trait Express: std::fmt::Debug + Send + Sync {
+    /// Never waits.
+    fn try_send(&self, message: &[u8]) -> Sent;
+}
+
 #[derive(Debug)]
 struct Allowances {
     messages: Allowance,
@@ -111,7 +129,10 @@ pub struct Connection {
     member: Option<MemberIndex>,
     address: SocketAddr,
     queue: mpsc::Sender<Queued>,
+    /// Bytes that were queued and are not with the socket yet.
     queued_bytes: AtomicUsize,
+    express: OnceLock<Box<dyn Express>>,
+    traffic: Arc<Traffic>,
     /// Bytes that may still wait for a wallet's socket.
     room: Arc<Semaphore>,
     pushed: Mutex<Pushed>,
@@ -128,6 +149,7 @@ impl Connection {
         id: u64,
         member: Option<MemberIndex>,
         address: SocketAddr,
+        traffic: Arc<Traffic>,
     ) -> (Arc<Self>, mpsc::Receiver<Queued>) {
         let (queue, receiver) = mpsc::channel(if member.is_some() { PEER_QUEUE } else { WALLET_QUEUE });
         let allowances = Allowances {
@@ -141,6 +163,8 @@ impl Connection {
             address,
             queue,
             queued_bytes: AtomicUsize::new(0),
+            express: OnceLock::new(),
+            traffic,
             room: Arc::new(Semaphore::new(WALLET_QUEUE_BYTES)),
             pushed: Mutex::default(),
             push: Notify::new(),
@@ -175,6 +199,32 @@ impl Connection {
         if waiting > PEER_QUEUE_BYTES || self.queue.try_send(Queued { bytes, _room: None }).is_err() {
             self.close(None);
         }
+    }
+
+    /// Gives the connection a socket that takes messages at once; before it is run.
+    pub(super) fn send_through(&self, express: Box<dyn Express>) {
+        if self.express.set(express).is_err() {
+            tracing::error!("a connection was given a socket twice");
+        }
+    }
+
+    /// Sends a message on the caller's thread if nothing is on its way before it, which spares it
+    /// the way through the writer's; else queues it like [`send_now`](Self::send_now). For what
+    /// comes alone: the writer sends many in one piece.
+    pub fn send_at_once(&self, bytes: Bytes) {
+        // Once nothing is counted, all that was queued before is with the socket.
+        let sent = match self.express.get() {
+            Some(express) if self.queued_bytes.load(Ordering::Acquire) == 0 && !self.is_closed() => {
+                express.try_send(&bytes)
+            }
+            _ => Sent::Nothing,
+        };
+        match sent {
+            Sent::Nothing => return self.send_now(bytes),
+            Sent::Part => self.push.notify_one(),
+            Sent::Whole => {}
+        }
+        self.traffic.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     /// Queues a message, waiting for room. For a member there is room, or the connection is
@@ -286,6 +336,12 @@ impl Connection {
     pub async fn closed(&self) {
         // The sender lives in `self`, so this cannot fail while we are here.
         let _closed = self.closing.subscribe().wait_for(Option::is_some).await.is_ok();
+    }
+
+    /// Bytes that were queued and are not with the socket yet.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queued_bytes.load(Ordering::Acquire)
     }
 
     /// How many signs of life have come.
@@ -403,7 +459,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
     sink: O,
     receiver: mpsc::Receiver<Queued>,
 ) {
-    let writer = tokio::spawn(write(Arc::clone(manager), Arc::clone(&connection), sink, receiver));
+    let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
     let end = End { manager, connection: &connection };
     loop {
         let next = tokio::select! {
@@ -415,7 +471,7 @@ pub(super) async fn run<I: Source + 'static, O: Sink + 'static>(
             Ok(Some(received)) => {
                 connection.heard.fetch_add(1, Ordering::Relaxed);
                 let Received::Message(bytes) = received else { continue };
-                manager.traffic_of(&connection).received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                connection.traffic.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 if receive(manager, &connection, &bytes).await.is_err() {
                     break;
                 }
@@ -462,13 +518,9 @@ async fn receive(manager: &Arc<PeerManager>, connection: &Arc<Connection>, bytes
     }
 }
 
-async fn write<O: Sink>(
-    manager: Arc<PeerManager>,
-    connection: Arc<Connection>,
-    mut sink: O,
-    mut receiver: mpsc::Receiver<Queued>,
-) {
-    let written = &manager.traffic_of(&connection).sent;
+/// The writer: sends what is queued and what is left for it to fetch, until the connection is closed.
+pub(super) async fn write<O: Sink>(connection: Arc<Connection>, mut sink: O, mut receiver: mpsc::Receiver<Queued>) {
+    let written = &connection.traffic.sent;
     let mut closing = connection.closing.subscribe();
     let mut batch = Vec::new();
     let mut ping = tokio::time::interval(PING_EVERY);
@@ -498,7 +550,7 @@ async fn write<O: Sink>(
             done = timeout(WRITE_TIMEOUT, writing) => matches!(done, Ok(Ok(()))),
             _ = closing.wait_for(Option::is_some) => false,
         };
-        connection.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
+        connection.queued_bytes.fetch_sub(sent, Ordering::Release);
         if !done {
             break;
         }
@@ -526,7 +578,7 @@ async fn write_all<O: Sink>(sink: &mut O, messages: impl Iterator<Item = Bytes>)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use futures_util::FutureExt;
 
     use super::super::message::Incoming;
@@ -555,7 +607,7 @@ mod tests {
         Committee::of_genesis(&genesis.unwrap())
     }
 
-    fn a_member() -> MemberIndex {
+    pub(in crate::net) fn a_member() -> MemberIndex {
         committee().index_of(&SecretKey::from_seed([1; 32]).public_key()).unwrap()
     }
 
@@ -592,13 +644,13 @@ mod tests {
             other => panic!("{other:?}"),
         };
 
-        let (wallet, mut told) = Connection::new(1, None, address);
+        let (wallet, mut told) = Connection::new(1, None, address, Arc::default());
         receive(&manager, &wallet, payment).await.unwrap();
         assert_eq!(code(told.try_recv().unwrap()), (ErrorCode::Busy, Some("r1".into())));
         receive(&manager, &wallet, br#"{"GetBlocks": {"from_height": 1, "limit": 1}}"#).await.unwrap();
         assert_eq!(handler.handled.load(Ordering::Relaxed), 1, "what it has time for is handed on");
 
-        let (member, mut told) = Connection::new(2, Some(a_member()), address);
+        let (member, mut told) = Connection::new(2, Some(a_member()), address, Arc::default());
         receive(&manager, &member, payment).await.unwrap();
         assert_eq!(code(told.try_recv().unwrap()).0, ErrorCode::Malformed, "it was read");
     }
@@ -611,7 +663,7 @@ mod tests {
     /// while a reader waits for room to answer in, nobody reads what would make that room.
     #[test]
     fn answering_a_member_never_waits_and_is_bounded() {
-        let (connection, _unread) = Connection::new(1, Some(a_member()), ([127, 0, 0, 1], 0).into());
+        let (connection, _unread) = Connection::new(1, Some(a_member()), ([127, 0, 0, 1], 0).into(), Arc::default());
         for _ in 0..PEER_QUEUE_BYTES / WALLET_QUEUE_BYTES {
             assert_eq!(connection.send(page()).now_or_never(), Some(Ok(())));
         }
@@ -621,7 +673,7 @@ mod tests {
 
     #[test]
     fn answering_a_wallet_waits_for_room() {
-        let (connection, mut unread) = Connection::new(1, None, ([127, 0, 0, 1], 0).into());
+        let (connection, mut unread) = Connection::new(1, None, ([127, 0, 0, 1], 0).into(), Arc::default());
         assert_eq!(connection.send(page()).now_or_never(), Some(Ok(())));
         assert_eq!(connection.send(page()).now_or_never(), None);
         assert!(unread.try_recv().is_ok());

@@ -4,14 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::connection::{Received, Sink, Source, run};
+use super::connection::{Express, Received, Sent, Sink, Source, run};
 use super::frame::{FrameError, read_frame, read_length, read_some, write_frame};
 use super::handshake::{HandshakeError, Hello, check_hello, check_proof, handshake_message};
 use super::message::{Authenticate, ErrorCode, ErrorMessage, NetworkMessage, Nonce, encode, parse};
@@ -89,26 +89,80 @@ impl Source for Frames {
     }
 }
 
-struct FrameSink {
-    stream: BufWriter<OwnedWriteHalf>,
+/// Bytes that are gathered before they go to the socket.
+const GATHERED: usize = 16 * 1024;
+
+/// The writing half of a socket, and what it has not taken yet.
+#[derive(Debug)]
+struct Socket {
+    half: OwnedWriteHalf,
+    unsent: BytesMut,
+}
+
+impl Socket {
+    fn put_frame(&mut self, message: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.unsent.put_u32(length);
+        self.unsent.put_slice(message);
+        Ok(())
+    }
+
+    async fn send(&mut self) -> io::Result<()> {
+        self.half.write_all_buf(&mut self.unsent).await?;
+        if self.unsent.capacity() > 2 * GATHERED {
+            self.unsent = BytesMut::with_capacity(GATHERED);
+        }
+        Ok(())
+    }
+}
+
+/// Where frames go: to the writer's task, and to whoever sends at once.
+#[derive(Debug, Clone)]
+struct FrameSink(Arc<Mutex<Socket>>);
+
+impl FrameSink {
+    fn new(half: OwnedWriteHalf) -> Self {
+        Self(Arc::new(Mutex::new(Socket { half, unsent: BytesMut::with_capacity(GATHERED) })))
+    }
 }
 
 impl Sink for FrameSink {
     async fn write(&mut self, message: Bytes) -> io::Result<()> {
-        write_frame(&mut self.stream, &message).await
+        let mut socket = self.0.lock().await;
+        socket.put_frame(&message)?;
+        if socket.unsent.len() < GATHERED { Ok(()) } else { socket.send().await }
     }
 
     async fn ping(&mut self, nonce: Nonce) -> io::Result<()> {
-        write_frame(&mut self.stream, &encode(&NetworkMessage::Ping(nonce), None)).await
+        self.write(encode(&NetworkMessage::Ping(nonce), None)).await
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush().await
+        self.0.lock().await.send().await
     }
 
     async fn close(&mut self) {
         // Nothing can be done for a peer that does not take the end.
-        let _ended = self.stream.shutdown().await.is_ok();
+        let _ended = self.0.lock().await.half.shutdown().await.is_ok();
+    }
+}
+
+impl Express for FrameSink {
+    fn try_send(&self, message: &[u8]) -> Sent {
+        let Ok(mut socket) = self.0.try_lock() else { return Sent::Nothing };
+        if !socket.unsent.is_empty() || message.len() > GATHERED || socket.put_frame(message).is_err() {
+            return Sent::Nothing;
+        }
+        let Socket { half, unsent } = &mut *socket;
+        match half.try_write(unsent) {
+            Ok(taken) => unsent.advance(taken),
+            // There is no room, or the socket is broken: the writer waits, and finds out.
+            Err(_) => {
+                unsent.clear();
+                return Sent::Nothing;
+            }
+        }
+        if unsent.is_empty() { Sent::Whole } else { Sent::Part }
     }
 }
 
@@ -155,10 +209,15 @@ pub(super) async fn serve(
         }
         tracing::info!(peer = %manager.committee().member(member).id, %address, dialled, "member connected");
     }
+    // The handshake has flushed what it wrote.
+    let sink = FrameSink::new(writer.into_inner());
+    if member.is_some() {
+        connection.send_through(Box::new(sink.clone()));
+    }
     manager.came(&connection);
     let strangers = member.is_none().then(|| Arc::clone(&manager.frame_bytes));
     let source = Frames { stream: reader, strangers, room: None };
-    run(manager, connection, source, FrameSink { stream: writer }, receiver).await;
+    run(manager, connection, source, sink, receiver).await;
     Ok(())
 }
 
@@ -247,5 +306,102 @@ async fn receive(reader: &mut BufReader<OwnedReadHalf>) -> Result<NetworkMessage
             message => Ok(message),
         },
         Err(_) => Err(HandshakeError::Malformed("not a message").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::super::connection::tests::a_member;
+    use super::super::connection::{Connection, write};
+    use super::*;
+    use crate::limits::PING_EVERY;
+
+    /// Counts what became of messages that were to be sent at once.
+    #[derive(Debug)]
+    struct Counted {
+        sink: FrameSink,
+        counts: Arc<[AtomicUsize; 3]>,
+    }
+
+    impl Express for Counted {
+        fn try_send(&self, message: &[u8]) -> Sent {
+            let sent = self.sink.try_send(message);
+            self.counts[sent as usize].fetch_add(1, Ordering::Relaxed);
+            sent
+        }
+    }
+
+    /// Frames with their numbers, of every size that matters, to a member that reads by fits and
+    /// starts: they arrive whole and in order, whichever way each of them goes.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_sent_at_once_and_what_is_queued_arrive_in_order() {
+        const MESSAGES: u32 = 2_000;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let near = TcpSocket::new_v4().unwrap();
+        near.set_send_buffer_size(64 * 1024).unwrap();
+        let (near, far) = tokio::join!(near.connect(address), listener.accept());
+        let (mut far, _) = far.unwrap();
+        let sink = FrameSink::new(near.unwrap().into_split().1);
+        let (connection, receiver) = Connection::new(1, Some(a_member()), address, Arc::default());
+        let counts = Arc::<[AtomicUsize; 3]>::default();
+        connection.send_through(Box::new(Counted { sink: sink.clone(), counts: Arc::clone(&counts) }));
+        let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
+        let done = |sent: Sent| counts[sent as usize].load(Ordering::Relaxed);
+        let message = |number: u32, length: usize| {
+            let mut message = vec![0; length];
+            message[..4].copy_from_slice(&number.to_be_bytes());
+            Bytes::from(message)
+        };
+        let next = async |far: &mut TcpStream, number: u32| {
+            let mut frame = read_frame(far, MAX_FRAME_BYTES).await.unwrap().unwrap();
+            while parse(&frame).is_ok() {
+                // A ping, if this takes so long.
+                frame = read_frame(far, MAX_FRAME_BYTES).await.unwrap().unwrap();
+            }
+            assert_eq!(frame[..4], number.to_be_bytes());
+            assert!(frame[4..].iter().all(|byte| *byte == 0));
+        };
+        // Nobody reads until there is no more room, and then the rest comes without another word.
+        let (mut first, mut read) = (0, 0);
+        while done(Sent::Part) == 0 {
+            let full = done(Sent::Nothing);
+            while done(Sent::Part) + done(Sent::Nothing) == full {
+                connection.send_at_once(message(first, rand::random_range(4..GATHERED)));
+                first += 1;
+            }
+            for number in read..first {
+                timeout(PING_EVERY / 2, next(&mut far, number)).await.expect("the rest comes, and not with a ping");
+            }
+            read = first;
+        }
+        let speaking = Arc::clone(&connection);
+        let speaker = std::thread::spawn(move || {
+            for number in first..first + MESSAGES {
+                let length = [4, 700, 9_000, GATHERED, GATHERED + 1, 70_000][rand::random_range(0..6)];
+                if rand::random_range(0..4) == 0 {
+                    speaking.send_now(message(number, length));
+                } else {
+                    speaking.send_at_once(message(number, length));
+                }
+                assert!(!speaking.is_closed(), "there was room");
+                // The reader comes after, so that there are moments when nothing waits.
+                while speaking.queued() > 1_000_000 || (number % 16 == 0 && speaking.queued() > 0) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for number in first..first + MESSAGES {
+            next(&mut far, number).await;
+        }
+        speaker.join().unwrap();
+        connection.close(None);
+        writer.await.unwrap();
+        assert!(read_frame(&mut far, MAX_FRAME_BYTES).await.unwrap().is_none(), "nothing came twice");
+        assert!(done(Sent::Whole) > 0 && done(Sent::Part) > 0 && done(Sent::Nothing) > 0, "{counts:?}");
     }
 }

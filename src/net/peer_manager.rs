@@ -115,9 +115,9 @@ pub struct PeerManager {
     /// Bytes of long frames of strangers that may still be received at once.
     pub(super) frame_bytes: Arc<Semaphore>,
     /// What went to and came from members.
-    pub(super) member_traffic: Traffic,
+    member_traffic: Arc<Traffic>,
     /// The same of all others.
-    pub(super) stranger_traffic: Traffic,
+    stranger_traffic: Arc<Traffic>,
 }
 
 /// Bytes of messages, without the framing around them and without handshakes.
@@ -158,8 +158,8 @@ impl PeerManager {
             members_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             frame_bytes: Arc::new(Semaphore::new(STRANGERS_FRAME_BYTES)),
-            member_traffic: Traffic::default(),
-            stranger_traffic: Traffic::default(),
+            member_traffic: Arc::default(),
+            stranger_traffic: Arc::default(),
         }
     }
 
@@ -370,7 +370,8 @@ impl PeerManager {
         member: Option<MemberIndex>,
         address: SocketAddr,
     ) -> (Arc<Connection>, mpsc::Receiver<Queued>) {
-        Connection::new(self.next_id.fetch_add(1, Ordering::Relaxed), member, address)
+        let traffic = if member.is_some() { &self.member_traffic } else { &self.stranger_traffic };
+        Connection::new(self.next_id.fetch_add(1, Ordering::Relaxed), member, address, Arc::clone(traffic))
     }
 
     pub(super) fn register_member(&self, member: MemberIndex, link: &Link) -> Registered {
@@ -448,17 +449,13 @@ impl PeerManager {
     }
 
     /// Bytes of messages to and from members.
-    pub const fn member_traffic(&self) -> &Traffic {
+    pub fn member_traffic(&self) -> &Traffic {
         &self.member_traffic
     }
 
     /// Bytes of messages to and from wallets and observers.
-    pub const fn stranger_traffic(&self) -> &Traffic {
+    pub fn stranger_traffic(&self) -> &Traffic {
         &self.stranger_traffic
-    }
-
-    pub(super) const fn traffic_of(&self, connection: &Connection) -> &Traffic {
-        if connection.member().is_some() { &self.member_traffic } else { &self.stranger_traffic }
     }
 
     /// Follows the coming and going of members.
@@ -466,18 +463,25 @@ impl PeerManager {
         self.members_changed.subscribe()
     }
 
-    /// Queues a message for every connected member.
-    pub fn broadcast(&self, bytes: &Bytes) {
-        for link in self.registry().members.values() {
-            link.connection.send_now(bytes.clone());
+    /// The connections to all members that are connected, or to one of them. One that is not
+    /// connected is greeted when it comes.
+    pub fn to_members(&self, only: Option<MemberIndex>) -> Vec<Arc<Connection>> {
+        let registry = self.registry();
+        let wanted = registry.members.iter().filter(|(member, _)| only.is_none_or(|only| only == **member));
+        wanted.map(|(_, link)| Arc::clone(&link.connection)).collect()
+    }
+
+    /// Queues a message for one member; nothing if it is not connected.
+    pub fn send_to_member(&self, member: MemberIndex, bytes: &Bytes) {
+        for connection in self.to_members(Some(member)) {
+            connection.send_now(bytes.clone());
         }
     }
 
-    /// Queues a message for one member; nothing if it is not connected, for it is greeted
-    /// when it comes.
-    pub fn send_to_member(&self, member: MemberIndex, bytes: Bytes) {
-        if let Some(link) = self.registry().members.get(&member) {
-            link.connection.send_now(bytes);
+    /// Queues a message for every connected member.
+    pub fn broadcast(&self, bytes: &Bytes) {
+        for connection in self.to_members(None) {
+            connection.send_now(bytes.clone());
         }
     }
 

@@ -237,12 +237,24 @@ impl Feed {
             }
             // The event says that the log grew, the head that it is durable. Whichever comes last
             // wakes, and the head is looked at again, so no order of the two is missed.
+            let is_followed = self.is_followed();
             tokio::select! {
-                changed = durable.changed() => if changed.is_err() { return Ok(()) },
+                changed = durable.changed(), if is_followed => if changed.is_err() { return Ok(()) },
                 () = self.woken.notified() => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether any wallet is connected. If none is, nothing has to be handed on, and so it is as
+    /// if everything that will ever come had been: the first that claims a subscription wakes it.
+    fn is_followed(&self) -> bool {
+        let state = self.state();
+        let is_followed = !state.sessions.is_empty();
+        if !is_followed {
+            self.published.store(u64::MAX, Ordering::SeqCst);
+        }
+        is_followed
     }
 
     /// Hands on what is in the log, up to here or a part of it; says how far it came.
@@ -323,6 +335,11 @@ impl Feed {
                 return None;
             }
             state.leave(&key);
+            if state.sessions.is_empty() {
+                state.position = state.position.max(self.reader.durable_head().sequence);
+                self.published.store(state.position, Ordering::SeqCst);
+                self.woken.notify_one();
+            }
             state.sessions.insert(key, session)
         };
         if let Some(old) = old {

@@ -7,16 +7,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::feed::Feed;
 use super::status::StatusHub;
 use crate::consensus::{Action, Certificate, Changes, MemberBatch, MemberIndex, Verified, VoteKind};
 use crate::db::Reader;
 use crate::limits::{MAX_BLOCKS_PER_REQUEST, MAX_FENCED_PER_PAGE, MAX_TRANSACTIONS_PER_REQUEST};
 use crate::net::{
-    CertifiedTransaction, GetBlocks, GetFence, GetTransactions, NetworkMessage, PeerManager, Status,
+    CertifiedTransaction, Connection, GetBlocks, GetFence, GetTransactions, NetworkMessage, PeerManager, Status,
     TransactionRejected, Transactions, encode,
 };
 use crate::types::{Height, Transaction, Txid};
+
+/// So many things go at once. Of more, many go to a socket in one piece.
+const FEW: usize = 4;
+
+/// How a message gets to a member.
+type Way = fn(&Connection, Bytes);
 
 /// One thing to let out.
 pub(super) enum Outward {
@@ -36,19 +44,20 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Lets them out in order. The caller has them from a `Durable`, but for bodies that are
-    /// passed on: they are the word of whoever signed them.
+    /// Lets them out in order; a few go to the sockets at once, on this thread. The caller has them
+    /// from a `Durable`, but for bodies that are passed on: they are the word of whoever signed them.
     pub(super) fn deliver(&self, outward: Vec<Outward>) {
         let mut requests: BTreeMap<Option<MemberIndex>, Vec<Txid>> = BTreeMap::new();
+        let way: Way = if outward.len() <= FEW { Connection::send_at_once } else { Connection::send_now };
         for outward in outward {
             match outward {
                 Outward::Batches { to, batches } => {
                     for batch in batches {
-                        self.send(to, &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
+                        self.send(way, to, &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
                     }
                 }
                 Outward::Action(Action::Request { to, txid }) => requests.entry(to).or_default().push(txid),
-                Outward::Action(action) => self.perform(action),
+                Outward::Action(action) => self.perform(way, action),
             }
         }
         for (to, mut txids) in requests {
@@ -56,48 +65,48 @@ impl Outbox {
             txids.dedup();
             for chunk in txids.chunks(MAX_TRANSACTIONS_PER_REQUEST) {
                 let ask = GetTransactions { txids: chunk.to_vec(), bodies_only: false };
-                self.send(to, &NetworkMessage::GetTransactions(ask));
+                self.send(way, to, &NetworkMessage::GetTransactions(ask));
             }
         }
     }
 
-    fn perform(&self, action: Action) {
+    fn perform(&self, way: Way, action: Action) {
         match action {
             Action::Broadcast(transaction) => {
-                self.send(None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
+                self.send(way, None, &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
             }
             Action::Send { to, transaction } => {
-                self.send(Some(to), &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
+                self.send(way, Some(to), &NetworkMessage::TransactionBroadcast(transaction.to_raw()));
             }
             Action::ReturnBatch { to, batch } => {
-                self.send(Some(to), &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
+                self.send(way, Some(to), &NetworkMessage::Votes(Arc::new(batch.get().wire().clone())));
             }
             Action::SendCertified { to, transaction, certificate } => {
-                self.send(to, &certified(&transaction, Some(certificate)));
+                self.send(way, to, &certified(&transaction, Some(certificate)));
             }
-            Action::SendSettled { to, txid } => self.send_settled(to, &txid),
-            Action::Consensus(message) => self.send(None, &NetworkMessage::Consensus(message)),
+            Action::SendSettled { to, txid } => self.send_settled(way, to, &txid),
+            Action::Consensus(message) => self.send(way, None, &NetworkMessage::Consensus(message)),
             Action::RequestBodies { to, txids } => {
                 // That they are in a decided block is proof enough.
                 let ask = GetTransactions { txids, bodies_only: true };
-                self.send(Some(to), &NetworkMessage::GetTransactions(ask));
+                self.send(way, Some(to), &NetworkMessage::GetTransactions(ask));
             }
             Action::RequestBlocks { to, from_height } => {
                 let limit = u32::try_from(MAX_BLOCKS_PER_REQUEST).unwrap_or(u32::MAX);
-                self.send(Some(to), &NetworkMessage::GetBlocks(GetBlocks { from_height, limit }));
+                self.send(way, Some(to), &NetworkMessage::GetBlocks(GetBlocks { from_height, limit }));
             }
             Action::RequestFence { to, after } => {
                 let limit = u32::try_from(MAX_FENCED_PER_PAGE).unwrap_or(u32::MAX);
-                self.send(Some(to), &NetworkMessage::GetFence(GetFence { after, limit }));
+                self.send(way, Some(to), &NetworkMessage::GetFence(GetFence { after, limit }));
             }
             Action::SendBlocks { to, from_height } => match super::sync::blocks_page(&self.reader, from_height, 16) {
-                Ok(blocks) => self.send(Some(to), &NetworkMessage::Blocks(blocks)),
+                Ok(blocks) => self.send(way, Some(to), &NetworkMessage::Blocks(blocks)),
                 Err(error) => tracing::error!(from_height, %error, "cannot read a block"),
             },
             Action::Disconnect { member } => self.peers.disconnect_member(member),
             Action::Advise { to, txid, rejection } => {
                 let rejected = TransactionRejected { txid, rejection: (&rejection).into() };
-                self.send(Some(to), &NetworkMessage::TransactionRejected(rejected));
+                self.send(way, Some(to), &NetworkMessage::TransactionRejected(rejected));
             }
             Action::Reply { ticket, txid, progress } => self.statuses.reply(ticket, txid, &progress),
             Action::Progress { txid, progress } => self.statuses.progress(txid, &progress),
@@ -106,13 +115,13 @@ impl Outbox {
         }
     }
 
-    fn send_settled(&self, to: MemberIndex, txid: &Txid) {
+    fn send_settled(&self, way: Way, to: MemberIndex, txid: &Txid) {
         let found = self.reader.body(txid).and_then(|found| {
             let certificate = self.reader.certificate(txid, VoteKind::Commit)?;
             Ok(found.map(|transaction| (transaction, certificate)))
         });
         match found {
-            Ok(Some((transaction, certificate))) => self.send(Some(to), &certified(&transaction, certificate)),
+            Ok(Some((transaction, certificate))) => self.send(way, Some(to), &certified(&transaction, certificate)),
             Ok(None) => {}
             Err(error) => tracing::error!(%txid, %error, "cannot read a final transaction"),
         }
@@ -131,10 +140,10 @@ impl Outbox {
 
     /// Tells the members what is in flight here.
     pub(super) fn status(&self, height: Height, in_flight: Vec<Txid>) {
-        self.send(None, &NetworkMessage::Status(Status { height, in_flight }));
+        self.send(Connection::send_now, None, &NetworkMessage::Status(Status { height, in_flight }));
     }
 
-    fn send(&self, to: Option<MemberIndex>, message: &NetworkMessage) {
+    fn send(&self, way: Way, to: Option<MemberIndex>, message: &NetworkMessage) {
         let said_by_all = matches!(
             message,
             NetworkMessage::TransactionBroadcast(_) | NetworkMessage::GetTransactions(_) | NetworkMessage::GetBlocks(_)
@@ -143,9 +152,8 @@ impl Outbox {
             return;
         }
         let bytes = encode(message, None);
-        match to {
-            Some(member) => self.peers.send_to_member(member, bytes),
-            None => self.peers.broadcast(&bytes),
+        for connection in self.peers.to_members(to) {
+            way(&connection, bytes.clone());
         }
     }
 }

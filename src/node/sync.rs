@@ -139,11 +139,11 @@ impl UTXOProtocolHandler {
         }
         for member in self.ledger.committee().indices() {
             if let Some(ask) = self.sync.first_request(member) {
-                peers.send_to_member(member, encode(&NetworkMessage::GetFinalized(ask), None));
+                peers.send_to_member(member, &encode(&NetworkMessage::GetFinalized(ask), None));
             }
         }
         for (member, ask) in self.sync.next_requests().into_iter().filter(|_| observer) {
-            peers.send_to_member(member, encode(&NetworkMessage::GetFinalized(ask), None));
+            peers.send_to_member(member, &encode(&NetworkMessage::GetFinalized(ask), None));
         }
     }
 
