@@ -197,6 +197,26 @@ async fn many_coins(net: &TestNet, wallet: &mut Wallet, coin: &Coin, n: u64) -> 
     splits.iter().flat_map(|split| TestNet::outputs(split, &coin.key)).collect()
 }
 
+/// The feed of a node that nobody follows sleeps. Whoever comes first wakes it, and hears of a
+/// change after which there is no other.
+#[tokio::test]
+async fn the_first_to_follow_hears_of_the_only_change() {
+    let mut net = TestNet::without_blocks(4);
+    for node in 1..4 {
+        net.kill(node);
+    }
+    for (round, payer) in net.coins().into_iter().take(3).enumerate() {
+        let mut link = Link::web_socket(&net, 0).await;
+        let account = Account::open(&mut link, &request(&format!("till-{round}"), &[net.address(&payer.key)])).await;
+        let payment = net.pay(&payer, &net.address(&payer.key), 1_000);
+        // Without the others nothing comes of it but the lock.
+        net.wallet(0).await.broadcast(&payment).await;
+        let heard = notification(&mut link).await;
+        assert_eq!((heard.sequence, heard.notification.outpoint), (account.sequence + 1, payer.outpoint));
+        assert_eq!(heard.notification.new_state.name(), "Locked");
+    }
+}
+
 #[tokio::test]
 async fn a_payment_is_heard_of_step_by_step() {
     let net = TestNet::without_blocks(4);

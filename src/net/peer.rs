@@ -90,7 +90,7 @@ impl Source for Frames {
 }
 
 /// Bytes that are gathered before they go to the socket.
-const GATHERED: usize = 16 * 1024;
+pub(super) const GATHERED: usize = 16 * 1024;
 
 /// The writing half of a socket, and what it has not taken yet.
 #[derive(Debug)]
@@ -118,10 +118,10 @@ impl Socket {
 
 /// Where frames go: to the writer's task, and to whoever sends at once.
 #[derive(Debug, Clone)]
-struct FrameSink(Arc<Mutex<Socket>>);
+pub(super) struct FrameSink(Arc<Mutex<Socket>>);
 
 impl FrameSink {
-    fn new(half: OwnedWriteHalf) -> Self {
+    pub(super) fn new(half: OwnedWriteHalf) -> Self {
         Self(Arc::new(Mutex::new(Socket { half, unsent: BytesMut::with_capacity(GATHERED) })))
     }
 }
@@ -306,102 +306,5 @@ async fn receive(reader: &mut BufReader<OwnedReadHalf>) -> Result<NetworkMessage
             message => Ok(message),
         },
         Err(_) => Err(HandshakeError::Malformed("not a message").into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tokio::net::{TcpListener, TcpSocket};
-
-    use super::super::connection::tests::a_member;
-    use super::super::connection::{Connection, write};
-    use super::*;
-    use crate::limits::PING_EVERY;
-
-    /// Counts what became of messages that were to be sent at once.
-    #[derive(Debug)]
-    struct Counted {
-        sink: FrameSink,
-        counts: Arc<[AtomicUsize; 3]>,
-    }
-
-    impl Express for Counted {
-        fn try_send(&self, message: &[u8]) -> Sent {
-            let sent = self.sink.try_send(message);
-            self.counts[sent as usize].fetch_add(1, Ordering::Relaxed);
-            sent
-        }
-    }
-
-    /// Frames with their numbers, of every size that matters, to a member that reads by fits and
-    /// starts: they arrive whole and in order, whichever way each of them goes.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_sent_at_once_and_what_is_queued_arrive_in_order() {
-        const MESSAGES: u32 = 2_000;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let near = TcpSocket::new_v4().unwrap();
-        near.set_send_buffer_size(64 * 1024).unwrap();
-        let (near, far) = tokio::join!(near.connect(address), listener.accept());
-        let (mut far, _) = far.unwrap();
-        let sink = FrameSink::new(near.unwrap().into_split().1);
-        let (connection, receiver) = Connection::new(1, Some(a_member()), address, Arc::default());
-        let counts = Arc::<[AtomicUsize; 3]>::default();
-        connection.send_through(Box::new(Counted { sink: sink.clone(), counts: Arc::clone(&counts) }));
-        let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
-        let done = |sent: Sent| counts[sent as usize].load(Ordering::Relaxed);
-        let message = |number: u32, length: usize| {
-            let mut message = vec![0; length];
-            message[..4].copy_from_slice(&number.to_be_bytes());
-            Bytes::from(message)
-        };
-        let next = async |far: &mut TcpStream, number: u32| {
-            let mut frame = read_frame(far, MAX_FRAME_BYTES).await.unwrap().unwrap();
-            while parse(&frame).is_ok() {
-                // A ping, if this takes so long.
-                frame = read_frame(far, MAX_FRAME_BYTES).await.unwrap().unwrap();
-            }
-            assert_eq!(frame[..4], number.to_be_bytes());
-            assert!(frame[4..].iter().all(|byte| *byte == 0));
-        };
-        // Nobody reads until there is no more room, and then the rest comes without another word.
-        let (mut first, mut read) = (0, 0);
-        while done(Sent::Part) == 0 {
-            let full = done(Sent::Nothing);
-            while done(Sent::Part) + done(Sent::Nothing) == full {
-                connection.send_at_once(message(first, rand::random_range(4..GATHERED)));
-                first += 1;
-            }
-            for number in read..first {
-                timeout(PING_EVERY / 2, next(&mut far, number)).await.expect("the rest comes, and not with a ping");
-            }
-            read = first;
-        }
-        let speaking = Arc::clone(&connection);
-        let speaker = std::thread::spawn(move || {
-            for number in first..first + MESSAGES {
-                let length = [4, 700, 9_000, GATHERED, GATHERED + 1, 70_000][rand::random_range(0..6)];
-                if rand::random_range(0..4) == 0 {
-                    speaking.send_now(message(number, length));
-                } else {
-                    speaking.send_at_once(message(number, length));
-                }
-                assert!(!speaking.is_closed(), "there was room");
-                // The reader comes after, so that there are moments when nothing waits.
-                while speaking.queued() > 1_000_000 || (number % 16 == 0 && speaking.queued() > 0) {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        for number in first..first + MESSAGES {
-            next(&mut far, number).await;
-        }
-        speaker.join().unwrap();
-        connection.close(None);
-        writer.await.unwrap();
-        assert!(read_frame(&mut far, MAX_FRAME_BYTES).await.unwrap().is_none(), "nothing came twice");
-        assert!(done(Sent::Whole) > 0 && done(Sent::Part) > 0 && done(Sent::Nothing) > 0, "{counts:?}");
     }
 }
