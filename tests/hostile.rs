@@ -648,6 +648,11 @@ async fn votes_on_what_is_settled_are_passed_over() {
         ("one of two is not settled", forged(&key, vec![settled(), random_vote()])),
         ("its own", forged(&net.member_key(0), vec![settled()])),
     ];
+    let malformed = [("no votes", vec![]), ("a vote too many", vec![settled(); MAX_VOTES_PER_BATCH + 1])];
+    for (what, votes) in malformed {
+        link.send(&forged(&key, votes)).await;
+        assert_eq!(link.error(what).await.code, ErrorCode::Malformed, "{what}");
+    }
     for (what, message) in &refused {
         link.send(message).await;
         assert_eq!(link.error(what).await.code, ErrorCode::BadSignature, "{what}");

@@ -142,8 +142,9 @@ impl Sink for FrameSink {
     }
 
     async fn close(&mut self) {
+        let mut socket = self.0.lock().await;
         // Nothing can be done for a peer that does not take the end.
-        let _ended = self.0.lock().await.half.shutdown().await.is_ok();
+        let _ended = socket.send().await.is_ok() && socket.half.shutdown().await.is_ok();
     }
 }
 

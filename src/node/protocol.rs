@@ -277,9 +277,6 @@ impl UTXOProtocolHandler {
 
     async fn votes(&self, connection: &Arc<Connection>, batch: Arc<VoteBatch>) -> Result<(), Refusal> {
         connection.member().ok_or_else(not_authorized)?;
-        if self.decides_nothing(&batch) {
-            return Ok(());
-        }
         let batch = Arc::unwrap_or_clone(batch);
         let batch = MemberBatch::new(batch, self.ledger.committee()).map_err(|error| {
             let code = match error {
@@ -288,6 +285,9 @@ impl UTXOProtocolHandler {
             };
             refusal(code, error.to_string())
         })?;
+        if self.decides_nothing(batch.wire()) {
+            return Ok(());
+        }
         let submitted = self.pool.submit_for_member(Signable::Votes(batch), Source::Answer, connection).await;
         submitted.map_err(|_| busy())
     }
@@ -297,7 +297,7 @@ impl UTXOProtocolHandler {
     /// signed with this member's own key is another matter: it may be a vote that was lost.
     fn decides_nothing(&self, batch: &VoteBatch) -> bool {
         let is_own = self.ledger.reader().network().public_key == Some(batch.voter);
-        !is_own && !batch.votes.is_empty() && self.ledger.health().are_settled(batch.votes.iter().map(|v| &v.txid))
+        !is_own && self.ledger.health().are_settled(batch.votes.iter().map(|v| &v.txid))
     }
 
     /// Bodies with certificates, asked for or not. Each part is checked for itself; what
