@@ -5,10 +5,16 @@
 //! a hurry writes zeros behind what sled has written, and a commit that comes finds its place
 //! there. sled itself takes no notice: while it runs it knows where its log ends, and a start
 //! finds segments in which nothing is, as a crash leaves them, and gives them back.
+//!
+//! sled may be writing there at the same time, also between two commits: whoever reads splits the
+//! nodes that have grown too large, and what that writes goes to the end of the log as well. So
+//! the zeros are appended (`O_APPEND`), to where the file ends when it is their turn and not to
+//! where it ended when somebody looked: they are never written over anything.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// sled's segments.
@@ -25,14 +31,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How far the file has been made.
 #[derive(Debug)]
 pub(super) struct Ahead {
+    /// Whatever is written by way of it is appended.
+    file: File,
     /// Bytes at the end in which there is nothing yet, when it was last looked at.
     unused: u64,
     look_at: Instant,
 }
 
 impl Ahead {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { unused: 0, look_at: now }
+    /// Of sled's file, which has to be there.
+    pub(super) fn of(path: &Path, now: Instant) -> io::Result<Self> {
+        let file = File::options().read(true).append(true).open(path)?;
+        Ok(Self { file, unused: 0, look_at: now })
     }
 
     /// So many bytes of the file are only zeros.
@@ -40,16 +50,16 @@ impl Ahead {
         self.unused
     }
 
-    /// Writes some more, if sled has come near the end. Nothing of the file may be being written.
-    pub(super) fn tend(&mut self, file: &File, now: Instant) -> io::Result<()> {
+    /// Writes some more, if sled has come near the end.
+    pub(super) fn tend(&mut self, now: Instant) -> io::Result<()> {
         if now < self.look_at {
             return Ok(());
         }
         self.look_at = now + LOOK_EVERY;
-        let length = file.metadata()?.len();
-        self.unused = unused(file, length)?;
+        let length = self.file.metadata()?.len();
+        self.unused = unused(&self.file, length)?;
         if self.unused < STEP as u64 {
-            file.write_all_at(&vec![0; STEP], length)?;
+            self.file.write_all(&vec![0; STEP])?;
             self.unused += STEP as u64;
         }
         Ok(())
@@ -89,6 +99,76 @@ mod tests {
         bytes.iter().rev().take_while(|byte| **byte == 0).count() as u64
     }
 
+    /// sled's threads write whenever they like: a reader that comes upon a node that has grown
+    /// too large splits it, and what it writes is at the end of the log too.
+    #[test]
+    fn what_others_write_at_the_end_meanwhile_stays() {
+        const PIECES: u64 = 2_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let length = |piece: u64| 1 + piece * 7_919 % 50_000;
+        let others = std::thread::spawn({
+            let file = file.try_clone().unwrap();
+            move || {
+                let mut end = 0;
+                for piece in 0..PIECES {
+                    file.write_all_at(&vec![7; length(piece) as usize], end).unwrap();
+                    end += length(piece);
+                }
+                end
+            }
+        });
+        let mut now = Instant::now();
+        let mut ahead = Ahead::of(&path, now).unwrap();
+        while !others.is_finished() {
+            ahead.tend(now).unwrap();
+            now += LOOK_EVERY;
+        }
+        let end = others.join().unwrap();
+        let mut bytes = vec![0; usize::try_from(end).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes.iter().position(|byte| *byte != 7), None);
+    }
+
+    /// As a compact copy does it: everything is read, and each node that has grown too large is split on the way.
+    #[test]
+    fn readers_of_sled_write_too_and_nothing_is_lost() {
+        const ROUNDS: u32 = 4;
+        const ROWS: u32 = 10_000;
+        let key = |n: u32| n.wrapping_mul(0x9E37_79B1).to_be_bytes();
+        let dir = tempfile::tempdir().unwrap();
+        let config = sled::Config::new().path(dir.path()).flush_every_ms(None);
+        let path = dir.path().join("db");
+        let db = crate::db::open::open_patiently(&config, dir.path()).unwrap();
+        let mut now = Instant::now();
+        let mut ahead = Ahead::of(&path, now).unwrap();
+        let mut written_by_readers = 0;
+        for round in 0..ROUNDS {
+            let mut batch = sled::Batch::default();
+            (round * ROWS..(round + 1) * ROWS).for_each(|n| batch.insert(&key(n), vec![7; 500]));
+            db.apply_batch(batch).unwrap();
+            db.flush().unwrap();
+            let before = std::fs::read(&path).unwrap();
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| db.iter().map(Result::unwrap).count());
+                while !reader.is_finished() {
+                    ahead.tend(now).unwrap();
+                    now += LOOK_EVERY;
+                }
+                assert_eq!(reader.join().unwrap(), ((round + 1) * ROWS) as usize);
+            });
+            db.flush().unwrap();
+            written_by_readers += usize::from(std::fs::read(&path).unwrap()[..before.len()] != before);
+        }
+        drop(db);
+        let db = crate::db::open::open_patiently(&config, dir.path()).unwrap();
+        for n in 0..ROUNDS * ROWS {
+            assert!(db.get(key(n)).unwrap().is_some_and(|value| value == [7; 500]), "{n}");
+        }
+        assert!(written_by_readers > 0, "readers write");
+    }
+
     #[test]
     fn sled_finds_its_place_ahead_and_nothing_of_it_is_lost() {
         let dir = tempfile::tempdir().unwrap();
@@ -100,15 +180,15 @@ mod tests {
             for n in 0..written {
                 assert!(db.get(n.to_be_bytes()).unwrap().is_some_and(|value| value == [7; 10_000]), "{n}");
             }
-            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let file = File::open(&path).unwrap();
             let mut now = Instant::now();
-            let mut ahead = Ahead::new(now);
+            let mut ahead = Ahead::of(&path, now).unwrap();
             let mut lengths = std::collections::BTreeSet::new();
             for _ in 0..400 {
                 db.insert(written.to_be_bytes(), vec![7; 10_000]).unwrap();
                 db.flush().unwrap();
                 written += 1;
-                ahead.tend(&file, now).unwrap();
+                ahead.tend(now).unwrap();
                 now += LOOK_EVERY;
                 let left = zeros(&file);
                 assert!((STEP as u64 - SEGMENT_BYTES..=2 * STEP as u64 + SEGMENT_BYTES).contains(&left), "{left}");

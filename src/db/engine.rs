@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -252,11 +253,13 @@ impl Turns {
 }
 
 impl Files {
-    /// What was opened; the trees in the order of [`TreeId`].
-    pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, file: File) -> Result<Self, DatabaseError> {
+    /// What was opened, with its trees in the order of [`TreeId`], and its file in `path`.
+    pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, path: &Path) -> Result<Self, DatabaseError> {
+        let opened = File::options().read(true).write(true).open(path);
+        let opened = opened.and_then(|file| Ok((file, Ahead::of(path, Instant::now())?)));
+        let (file, ahead) = opened.map_err(DatabaseError::io("opening the database's file"))?;
         let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        let ahead = Ahead::new(Instant::now());
         Ok(Self { db, trees, nudge, file, ahead, turns: Turns::default(), _writer: Writer::enter() })
     }
 
@@ -265,9 +268,9 @@ impl Files {
         threads::settle(&self.db);
     }
 
-    /// Makes the file longer than it has to be, while nothing is being written.
+    /// Makes the file longer than it has to be.
     fn write_ahead(&mut self) -> Result<(), DatabaseError> {
-        self.ahead.tend(&self.file, Instant::now()).map_err(DatabaseError::io("making the database's file longer"))
+        self.ahead.tend(Instant::now()).map_err(DatabaseError::io("making the database's file longer"))
     }
 
     /// Handles of the trees for readers.

@@ -54,10 +54,8 @@ impl Storage {
         let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
-        let file = OpenOptions::new().read(true).write(true).open(sled_file(data_dir));
-        let file = file.map_err(DatabaseError::io("opening the database's file"))?;
         let (guard, stamp) = Guard::open(data_dir)?;
-        let files = Files::new(db, trees, file)?;
+        let files = Files::new(db, trees, &sled_file(data_dir))?;
         let readable = InPlace::new(files.readable());
         let trees = Trees::new(|id| Tree::InPlace(readable.clone(), id));
         Ok(Self { engine: Engine::Sled { files, readable, guard, copying: None }, trees, stamp })

@@ -46,8 +46,8 @@ impl Bed {
         self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts so many threads of sled's to sleep, or fewer if they do not come. Nobody may be
-    /// writing to this database.
+    /// Puts so many threads of sled's to sleep, or fewer if they do not come. Called between two
+    /// commits, when only readers may be writing (they split nodes).
     fn fill(self: &Arc<Self>, db: &sled::Db, threads: usize) {
         let waker = Waker::from(Arc::clone(self));
         for _ in 0..ATTEMPTS {
@@ -55,7 +55,7 @@ impl Bed {
             if before >= threads {
                 return;
             }
-            // There is nothing to flush, so this costs little. Its end finds the bed.
+            // There is next to nothing to flush, so this costs little. Its end finds the bed.
             match pin!(db.flush_async()).poll(&mut Context::from_waker(&waker)) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return,
