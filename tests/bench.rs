@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -134,6 +135,33 @@ fn a_network_of_its_own_is_measured_and_ended() {
     let unspent = stats["outputs"]["Unspent"]["count"].as_u64().unwrap();
     assert!((3_200..4_000).contains(&unspent), "3,000 that nobody spends, two of each payment: {unspent}");
     assert!(std::net::TcpListener::bind(format!("127.0.0.1:{port}")).is_ok());
+}
+
+/// A node that nothing is sent to may go down meanwhile: what it counts is missing, and no more.
+#[test]
+fn a_node_that_goes_down_is_no_reason_to_lose_the_report() {
+    let mut net = TestNet::running(4);
+    let directory = net.directory().to_str().unwrap().to_owned();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_time-bench"))
+        .args(["--network", &directory, "--format", "json", "--duration", "3", "--in-flight", "8"])
+        .args(["--to", "masternode-1", "--to", "masternode-2", "--to", "masternode-3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(bench.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("measuring")));
+    net.kill(3);
+    assert!(said.any(|line| line.contains("masternode-4 does not say")));
+    let output = bench.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(count(&report, "/finalised") > 0);
+    assert!(
+        report.pointer("/nodes/0/wire/from_members").unwrap().as_f64().is_some_and(|bytes| bytes > 0.0),
+        "{report:#}"
+    );
+    assert!(report.pointer("/nodes/3/wire/from_members").unwrap().is_null(), "{report:#}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! killed when this value is dropped, whatever ends the run. They lose nothing by that: what
 //! a node has said is on disk.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -213,7 +214,11 @@ impl Network {
         for (node, process) in self.devnet.nodes.iter().zip(processes) {
             let data_dir = self.directory.join(&node.data_dir);
             let disk_bytes = probe::disk_bytes(&data_dir).with_context(|| format!("{}", data_dir.display()))?;
-            let metrics = probe::metrics(&node.http_address).await?;
+            // One that is down is no reason to lose the rest: what it counts is missing then.
+            let metrics = probe::metrics(&node.http_address).await.unwrap_or_else(|error| {
+                remark(&format!("{} does not say what it counts: {error:#}", node.id));
+                BTreeMap::new()
+            });
             samples.push(probe::NodeSample { process, metrics, disk_bytes });
         }
         Ok(samples)
