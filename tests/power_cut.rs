@@ -16,6 +16,7 @@
 mod faults;
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use faults::disk::{Disk, Image, Loss, image_of, put_image};
@@ -25,6 +26,10 @@ use faults::traffic::Traffic;
 use faults::{Dice, Member, Outcome, PATIENCE, Process, Watch, number, seed, wait_ready};
 use support::TestNet;
 
+/// Bytes of one of sled's segments.
+const SEGMENT: u64 = 512 * 1024;
+/// Two of them.
+const LARGE: usize = 1024 * 1024;
 /// Cuts of one run of the network.
 const CUTS_PER_RUN: u64 = 25;
 
@@ -37,7 +42,7 @@ async fn no_power_cut_takes_back_what_was_said() {
     for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
         let mut dice = Dice::new(seed.wrapping_add(run));
         let of_run = CUTS_PER_RUN.min(cuts - made);
-        let done = cut_a_run(&mut dice, of_run, cuts > 100, false).await;
+        let done = cut_a_run(&mut dice, of_run, if cuts > 100 { Run::Long } else { Run::Short }).await;
         made += of_run;
         while_opening += done.0;
         words += done.1;
@@ -51,16 +56,67 @@ async fn no_power_cut_while_the_database_is_made_compact_takes_anything_back() {
     let cuts = number("TIME_POWER_CUTS").unwrap_or(12);
     let mut dice = Dice::new(seed("power cuts while compacting"));
     for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
-        let (_, words) = cut_a_run(&mut dice, CUTS_PER_RUN.min(cuts - CUTS_PER_RUN * run), false, true).await;
+        let (_, words) = cut_a_run(&mut dice, CUTS_PER_RUN.min(cuts - CUTS_PER_RUN * run), Run::Compact).await;
         eprintln!("run {run}: {words} words");
     }
 }
 
-/// Runs a network, and cuts the power of its first member at `cuts` places of its trace, half of
-/// them while it makes its database `compact`.
+/// The same in the middle of commits of which each is longer than two of sled's segments: by
+/// its end, sled uses segments anew whose rows it has moved since its beginning.
+#[tokio::test]
+async fn no_power_cut_in_a_large_commit_takes_anything_back() {
+    let cuts = number("TIME_POWER_CUTS").unwrap_or(8);
+    let mut dice = Dice::new(seed("power cuts in large commits"));
+    for run in 0..cuts.div_ceil(CUTS_PER_RUN) {
+        let (_, words) = cut_a_run(&mut dice, CUTS_PER_RUN.min(cuts - CUTS_PER_RUN * run), Run::Large).await;
+        eprintln!("run {run}: {words} words");
+    }
+}
+
+/// What the network does whose trace is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Run {
+    Short,
+    Long,
+    /// The first member makes its database compact.
+    Compact,
+    /// Many payments at once, for a few large blocks.
+    Large,
+}
+
+/// Where so much has been written to sled's file in one commit that it counts as large, and some
+/// of it into a segment that was used before: the records after which that holds. A commit ends
+/// with the sync of its guard.
+fn in_large_commits(records: &[Record]) -> Vec<usize> {
+    let (mut files, mut end, mut written, mut reused) = (BTreeMap::new(), 0, 0, false);
+    let mut places = Vec::new();
+    for (at, record) in records.iter().enumerate() {
+        match record {
+            Record::Open { fd, path, .. } => {
+                files.insert(*fd, path.file_name());
+            }
+            Record::Write { fd, offset, bytes } if files.get(fd) == Some(&Some("db".as_ref())) => {
+                let is_padding = bytes.iter().all(|byte| *byte == 0);
+                written += if is_padding { 0 } else { bytes.len() };
+                reused |= !is_padding && offset / SEGMENT < end / SEGMENT;
+                end = if is_padding { end } else { end.max(*offset) };
+            }
+            Record::Sync(fd) if files.get(fd) == Some(&Some("guard".as_ref())) => (written, reused) = (0, false),
+            _ => {}
+        }
+        if reused && written > LARGE {
+            places.push(at + 1);
+        }
+    }
+    places
+}
+
+/// Runs a network, and cuts the power of its first member at `cuts` places of its trace; half of
+/// them while it makes its database compact, or all of them in large commits.
 /// Gives the number of cuts while opening, and what was held to have been said.
-async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool, compact: bool) -> (u64, usize) {
-    let net = TestNet::with_interval(4, 300);
+async fn cut_a_run(dice: &mut Dice, cuts: u64, run: Run) -> (u64, usize) {
+    let (large, compact) = (run == Run::Large, run == Run::Compact);
+    let net = TestNet::with_interval(4, if large { 3_000 } else { 300 });
     let data_dir = net.data_dir(0);
     let before = image_of(&data_dir);
     let trace = net.directory().join("trace");
@@ -71,8 +127,14 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool, compact: bool) -> (u6
     wait_ready(&mut nodes);
     let mut traffic = Traffic::begin(&net, 4, 250, dice.another()).await;
     // Few at once make many commits.
+    traffic.most = if large { 900 } else { 8 };
+    let payments = match run {
+        Run::Short | Run::Compact => 250,
+        Run::Long => 600,
+        Run::Large => 6_000,
+    };
+    traffic.run_times(&net, payments).await;
     traffic.most = 8;
-    traffic.run_times(&net, if long { 600 } else { 250 }).await;
     if compact {
         let began = Instant::now();
         while nodes[0].as_ref().unwrap().compactions() != Some(1) {
@@ -101,7 +163,10 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, long: bool, compact: bool) -> (u6
     let exchanged = records.iter().position(|record| matches!(record, Record::Exchange(..)));
     assert_eq!(exchanged.is_some(), compact);
     let building = records.iter().position(|r| matches!(r, Record::MakeDir(path) if path.ends_with("unfinished")));
+    let large_ones = in_large_commits(&records);
+    assert!(!large || !large_ones.is_empty(), "no commit is large");
     let mut place = |n: u64| match (building, exchanged) {
+        _ if large => large_ones[dice.index(large_ones.len())],
         // Until all is synced that belongs to the exchange, and until the old files are gone.
         (_, Some(exchanged)) if n % 4 == 1 => exchanged + dice.index(40),
         (Some(building), Some(exchanged)) if n % 4 == 3 => building + dice.index(exchanged - building),

@@ -671,9 +671,8 @@ mod tests {
         }
     }
 
-    /// Whoever waits for a thread of sled's while all of them sleep gets one.
-    #[test]
-    fn a_write_that_takes_long_wakes_the_threads_that_sleep() {
+    /// Writes while all of sled's threads sleep.
+    fn while_all_sleep(write: impl FnOnce(&Files) + Send + 'static) {
         let dir = tempfile::tempdir().unwrap();
         let (done, outcome) = std::sync::mpsc::channel();
         let path = dir.path().to_path_buf();
@@ -681,12 +680,28 @@ mod tests {
             let Storage { engine, .. } = Storage::open(&path, 1 << 20).unwrap();
             let files = engine.into_files().unwrap();
             threads::put_all_to_sleep(&files.db);
-            files.apply(&[row(b"key", Some(b"value"))]).unwrap();
-            files.sync().unwrap();
+            write(&files);
             done.send(files.trees[TreeId::Utxos as usize].get(b"key").unwrap()).unwrap();
         });
         let written = outcome.recv_timeout(Duration::from_secs(60)).expect("it goes on");
         assert_eq!(written.as_deref(), Some(b"value".as_slice()));
+    }
+
+    #[test]
+    fn a_write_that_takes_long_wakes_the_threads_that_sleep() {
+        while_all_sleep(|files| {
+            files.apply(&[row(b"key", Some(b"value"))]).unwrap();
+            files.sync().unwrap();
+        });
+    }
+
+    /// As a reader who splits a node: his calls are not looked after.
+    #[test]
+    fn whoever_waits_for_a_thread_gets_one() {
+        while_all_sleep(|files| {
+            files.trees[TreeId::Utxos as usize].insert(b"key", b"value").unwrap();
+            files.db.flush().unwrap();
+        });
     }
 
     #[test]

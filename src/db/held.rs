@@ -83,6 +83,7 @@ impl Nudge {
 fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<()>) {
     let (mut last, mut looks) = (0, 0_u32);
     while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        threads::wake_the_rested();
         let now = calls.load(Ordering::SeqCst);
         if now.is_multiple_of(2) || now != last {
             (last, looks) = (now, 0);

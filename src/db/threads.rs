@@ -9,9 +9,11 @@
 //! the [`Wake`] of whoever waits for it, and a [`Bed`] lets its thread go only when it is told
 //! to. Nothing of the database is held meanwhile.
 //!
-//! One is not enough for ever: sled's writer can wait, with a lock that this one needs, for the
-//! end of its file to be cut off, which is a thread's work too. Then a call of the writer's
-//! takes long, and the [`Nudge`](super::held::Nudge) wakes all of them.
+//! One is not enough for ever: who writes can wait, with a lock that this one needs, for the
+//! end of the file to be cut off, which is a thread's work too. If that is the writer, his call
+//! takes long, and the [`Nudge`](super::held::Nudge) wakes all of them. It may be a reader as
+//! well, who splits a node, and the writer may wait for him where nobody looks. So nobody sleeps
+//! for longer than a second, and whoever still is not needed is put to sleep again.
 
 use std::future::Future;
 use std::pin::pin;
@@ -25,6 +27,8 @@ const SPARE: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// For how long all stay awake when one was not enough for the first time in a while.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// For how long one sleeps at most.
+const SLEEP: Duration = Duration::from_secs(1);
 /// How often something may be done already before it could be waited for.
 const ATTEMPTS: usize = 64;
 
@@ -120,7 +124,8 @@ impl Awake {
 #[derive(Debug)]
 struct Writers {
     open: usize,
-    asleep: Option<Arc<Bed>>,
+    /// Where they sleep, and since when.
+    asleep: Option<(Arc<Bed>, Instant)>,
     awake: Awake,
 }
 
@@ -132,7 +137,7 @@ fn writers() -> MutexGuard<'static, Writers> {
 
 impl Writers {
     fn wake(&mut self) {
-        if let Some(bed) = self.asleep.take() {
+        if let Some((bed, _)) = self.asleep.take() {
             bed.wake_all();
         }
     }
@@ -167,7 +172,15 @@ pub(super) fn settle(db: &sled::Db) {
     if writers.open == 1 && writers.asleep.is_none() && writers.awake.is_over(Instant::now()) {
         let bed = Arc::default();
         Bed::fill(&bed, db, SPARE);
-        writers.asleep = Some(bed);
+        writers.asleep = Some((bed, Instant::now()));
+    }
+}
+
+/// Wakes those who have slept for long. To be called often, by somebody who never waits for sled.
+pub(super) fn wake_the_rested() {
+    let mut writers = writers();
+    if writers.asleep.as_ref().is_some_and(|(_, since)| since.elapsed() >= SLEEP) {
+        writers.wake();
     }
 }
 
@@ -188,7 +201,7 @@ pub(super) fn put_all_to_sleep(db: &sled::Db) {
     writers.wake();
     let bed = Arc::default();
     Bed::fill(&bed, db, SPARE + 1);
-    writers.asleep = Some(bed);
+    writers.asleep = Some((bed, Instant::now()));
 }
 
 #[cfg(test)]
