@@ -219,7 +219,7 @@ pub(super) enum Engine {
         /// Hears of each batch of rows, while a compact copy is made.
         copying: Option<Copying>,
     },
-    /// Opened to be looked at: nothing can be written.
+    /// Opened to be looked at: no row can be written.
     Sealed {
         _db: Held<sled::Db>,
     },

@@ -1,6 +1,7 @@
 //! What stands in the database of a stopped node, for tools that look at one.
 //!
-//! Nothing is changed, and nothing is made that was not there. A row that cannot be read is
+//! No row is changed, and nothing is made that was not there (sled splits nodes where it reads,
+//! which changes its file and nothing that is in it). A row that cannot be read is
 //! an error of its own; the rows after it are read all the same. A damaged database may
 //! make sled panic while it is read: whoever looks at a suspect one catches that.
 

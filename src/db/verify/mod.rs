@@ -2,7 +2,8 @@
 //!
 //! Memory is bounded, whatever the size of the database: everything is read as a stream,
 //! and where rows have to be held against many others, they are looked up, or the work is
-//! done in several passes. Nothing is changed.
+//! done in several passes. No row is changed (sled splits nodes where it reads, which changes its
+//! file and nothing that is in it).
 //!
 //! What is found is of one of four kinds, which is what a repair goes by ([`Damage`]).
 
