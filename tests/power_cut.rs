@@ -111,6 +111,33 @@ fn in_large_commits(records: &[Record]) -> Vec<usize> {
     places
 }
 
+/// The most that was ever written by way of one descriptor of sled's file without a sync of that
+/// descriptor, in bytes. What a node syncs itself at the end of a commit is another one.
+fn most_unsynced(records: &[Record]) -> usize {
+    let (mut unsynced, mut most) = (BTreeMap::new(), 0);
+    for record in records {
+        match record {
+            Record::Open { fd, path, .. } => {
+                unsynced.remove(fd);
+                if path.ends_with("db/db") {
+                    unsynced.insert(*fd, 0);
+                }
+            }
+            Record::Write { fd, bytes, .. } if bytes.iter().any(|byte| *byte != 0) => {
+                if let Some(unsynced) = unsynced.get_mut(fd) {
+                    *unsynced += bytes.len();
+                    most = most.max(*unsynced);
+                }
+            }
+            Record::Sync(fd) => {
+                unsynced.entry(*fd).and_modify(|bytes| *bytes = 0);
+            }
+            _ => {}
+        }
+    }
+    most
+}
+
 /// Runs a network, and cuts the power of its first member at `cuts` places of its trace; half of
 /// them while it makes its database compact, or all of them in large commits.
 /// Gives the number of cuts while opening, and what was held to have been said.
@@ -163,6 +190,9 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, run: Run) -> (u64, usize) {
     let exchanged = records.iter().position(|record| matches!(record, Record::Exchange(..)));
     assert_eq!(exchanged.is_some(), compact);
     let building = records.iter().position(|r| matches!(r, Record::MakeDir(path) if path.ends_with("unfinished")));
+    // What ADR 0015 allows, and a piece of each of sled's threads that is about to be synced.
+    let most = most_unsynced(&records);
+    assert!(most <= 128 * 1024 + 8 * SEGMENT as usize, "{most} bytes were not synced");
     let large_ones = in_large_commits(&records);
     assert!(!large || !large_ones.is_empty(), "no commit is large");
     let mut place = |n: u64| match (building, exchanged) {

@@ -214,11 +214,14 @@ impl Network {
         for (node, process) in self.devnet.nodes.iter().zip(processes) {
             let data_dir = self.directory.join(&node.data_dir);
             let disk_bytes = probe::disk_bytes(&data_dir).with_context(|| format!("{}", data_dir.display()))?;
-            // One that is down is no reason to lose the rest: what it counts is missing then.
-            let metrics = probe::metrics(&node.http_address).await.unwrap_or_else(|error| {
-                remark(&format!("{} does not say what it counts: {error:#}", node.id));
-                BTreeMap::new()
-            });
+            let metrics = match probe::metrics(&node.http_address).await {
+                // Somebody else's node that is down is no reason to lose the rest.
+                Err(error) if self.children.0.is_empty() => {
+                    remark(&format!("{} does not say what it counts: {error:#}", node.id));
+                    BTreeMap::new()
+                }
+                metrics => metrics?,
+            };
             samples.push(probe::NodeSample { process, metrics, disk_bytes });
         }
         Ok(samples)
