@@ -717,6 +717,13 @@ mod tests {
         connection.send_through(Box::new(Counted { sink: sink.clone(), counts: Arc::clone(&counts) }));
         let writer = tokio::spawn(write(Arc::clone(&connection), sink, receiver));
         let done = |sent: Sent| counts[sent as usize].load(Ordering::Relaxed);
+        // What has been read is still counted until the writer comes to it, and meanwhile nothing
+        // would be tried at once.
+        let nothing_queued = async || {
+            while connection.queued() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
         let message = |number: u32, length: usize| {
             let mut message = vec![0; length];
             message[..4].copy_from_slice(&number.to_be_bytes());
@@ -734,9 +741,11 @@ mod tests {
         // Nobody reads until there is no more room, and then the rest comes without another word.
         let (mut first, mut read) = (0, 0);
         while done(Sent::Part) == 0 {
+            nothing_queued().await;
             let full = done(Sent::Nothing);
             while done(Sent::Part) + done(Sent::Nothing) == full {
                 connection.send_at_once(message(first, rand::random_range(4..GATHERED)));
+                assert!(!connection.is_closed(), "there was room");
                 first += 1;
             }
             for number in read..first {
@@ -765,9 +774,11 @@ mod tests {
         }
         speaker.join().unwrap();
         // What has begun is sent to its end, also if the connection is closed meanwhile.
+        nothing_queued().await;
         let (whole, full) = (done(Sent::Whole), done(Sent::Part) + done(Sent::Nothing));
         while done(Sent::Part) + done(Sent::Nothing) == full {
             connection.send_at_once(message(first + MESSAGES, rand::random_range(4..GATHERED)));
+            assert!(!connection.is_closed(), "there was room");
         }
         connection.close(None);
         let mut left = 0;
