@@ -51,8 +51,9 @@ pub fn backup(data_dir: &Path, to: &Path, cache_bytes: u64, watcher: &dyn Watche
     copy_to(data_dir, &unfinished, watcher)?;
     let copy = watched(watcher, || InspectTrees::open_with_cache(&unfinished, cache_bytes))?;
     let condition = copy.condition()?;
+    // Opening it and looking at it may have written to it.
+    copy.sync()?;
     drop(copy);
-    // Opening it may have written to it.
     sync_all(&unfinished)?;
     give_name(&unfinished, to)?;
     Ok(condition)

@@ -66,6 +66,8 @@ pub fn compact(data_dir: &Path, cache_bytes: u64, watcher: &dyn Watcher) -> Resu
     let new = watched(watcher, || Storage::open(building.path(), cache_bytes))?;
     compare(&old.trees, &new.trees, rows, watcher)?;
     let same_guard = new.stamp == Some(stamp);
+    // Comparing may have made sled rearrange it.
+    new.engine.sync()?;
     drop((old, new));
     if !same_guard {
         return Err(DatabaseError::Unsound("the copy's guard is not the same".into()));

@@ -22,7 +22,7 @@ use super::DatabaseError;
 use super::ahead::Ahead;
 use super::codec::RowChange;
 use super::guard::{Guard, Stamp};
-use super::held::{Held, Nudge};
+use super::held::{Held, Nudge, broken};
 use super::renew::Copying;
 use super::schema::TreeId;
 use super::threads::{self, Writer};
@@ -75,7 +75,8 @@ impl Tree {
     pub(super) fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<IVec>, DatabaseError> {
         match self {
             Self::Sled(tree) => Ok(tree.get(key)?),
-            Self::InPlace(trees, id) => Ok(trees.trees()[*id as usize].get(key)?),
+            // Of a handle of its own: sled may wait in there, and nobody who replaces them for that.
+            Self::InPlace(trees, id) => Ok(trees.tree(*id).get(key)?),
             Self::Memory(disk, id) => {
                 Ok(disk.lock().tree(*id).get(key.as_ref()).map(|value| IVec::from(value.as_slice())))
             }
@@ -220,18 +221,42 @@ pub(super) enum Engine {
         copying: Option<Copying>,
     },
     /// Opened to be looked at: no row can be written.
-    Sealed {
-        _db: Held<sled::Db>,
-    },
+    Sealed(Looked),
     Memory(MemoryDisk),
+}
+
+/// sled's files, of which no row is changed. sled's readers write all the same: they split and
+/// merge its nodes.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// Before what it looks after.
+    nudge: Nudge,
+    db: Arc<Held<sled::Db>>,
+    file: File,
+}
+
+impl Looked {
+    pub(super) fn new(db: sled::Db, path: &Path) -> Result<Self, DatabaseError> {
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.map_err(DatabaseError::io("opening the database's file"))?;
+        let db = Arc::new(Held::new(db));
+        let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
+        Ok(Self { nudge, db, file })
+    }
+
+    fn sync(&self) -> Result<(), DatabaseError> {
+        self.nudge.during(|| self.db.flush())?;
+        self.file.sync_data().map_err(DatabaseError::io("syncing the database"))
+    }
 }
 
 /// sled's files, open for writing.
 #[derive(Debug)]
 pub(super) struct Files {
+    /// Before what it looks after.
+    nudge: Nudge,
     db: Arc<Held<sled::Db>>,
     trees: Held<Vec<sled::Tree>>,
-    nudge: Nudge,
     /// Our own descriptor of sled's file, for the sync that sled leaves out.
     file: File,
     ahead: Ahead,
@@ -253,19 +278,26 @@ impl Turns {
 }
 
 impl Files {
-    /// What was opened, with its trees in the order of [`TreeId`], and its file in `path`.
-    pub(super) fn new(db: sled::Db, trees: Vec<sled::Tree>, path: &Path) -> Result<Self, DatabaseError> {
+    /// What was opened by this writer, with its trees in the order of [`TreeId`], and its file in `path`.
+    pub(super) fn new(
+        db: sled::Db,
+        trees: Vec<sled::Tree>,
+        path: &Path,
+        writer: Writer,
+    ) -> Result<Self, DatabaseError> {
         let opened = File::options().read(true).write(true).open(path);
         let opened = opened.and_then(|file| Ok((file, Ahead::of(path, Instant::now())?)));
         let (file, ahead) = opened.map_err(DatabaseError::io("opening the database's file"))?;
         let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
         let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { db, trees, nudge, file, ahead, turns: Turns::default(), _writer: Writer::enter() })
+        Ok(Self { nudge, db, trees, file, ahead, turns: Turns::default(), _writer: writer })
     }
 
-    /// Lets those of sled's threads sleep that nobody needs, while nothing is being written.
-    fn settle(&self) {
+    /// Lets those of sled's threads sleep that nobody needs, while nothing is being written. Fails
+    /// if sled has failed meanwhile, in what a reader made it write.
+    fn settle(&self) -> Result<(), DatabaseError> {
         threads::settle(&self.db);
+        Ok(broken(&self.db)?)
     }
 
     /// Makes the file longer than it has to be.
@@ -323,7 +355,7 @@ impl Engine {
                 }
                 Ok(())
             }
-            Self::Sealed { .. } => sealed(),
+            Self::Sealed(_) => sealed(),
             Self::Memory(disk) => disk.lock().apply(rows),
         }
     }
@@ -332,7 +364,7 @@ impl Engine {
     pub(super) fn sync(&self) -> Result<(), DatabaseError> {
         match self {
             Self::Sled { files, .. } => files.sync(),
-            Self::Sealed { .. } => sealed(),
+            Self::Sealed(looked) => looked.sync(),
             Self::Memory(disk) => disk.lock().sync(),
         }
     }
@@ -341,23 +373,22 @@ impl Engine {
     pub(super) fn write_guard(&self, stamp: Stamp) -> Result<(), DatabaseError> {
         match self {
             Self::Sled { guard, .. } => guard.write(stamp),
-            Self::Sealed { .. } => sealed(),
+            Self::Sealed(_) => sealed(),
             Self::Memory(disk) => disk.lock().write_guard(stamp),
         }
     }
 
     /// Called between two commits: makes itself at home where it is the only one that writes.
-    pub(super) fn settle(&self) {
-        if let Self::Sled { files, .. } = self {
-            files.settle();
-        }
+    /// Fails if it has failed since the last one.
+    pub(super) fn settle(&self) -> Result<(), DatabaseError> {
+        if let Self::Sled { files, .. } = self { files.settle() } else { Ok(()) }
     }
 
     /// Called between two commits, when there is time: the next ones find a longer file.
     pub(super) fn write_ahead(&mut self) -> Result<(), DatabaseError> {
         match self {
             Self::Sled { files, .. } => files.write_ahead(),
-            Self::Sealed { .. } | Self::Memory(_) => Ok(()),
+            Self::Sealed(_) | Self::Memory(_) => Ok(()),
         }
     }
 
@@ -365,7 +396,7 @@ impl Engine {
     pub(super) const fn bytes_ahead(&self) -> u64 {
         match self {
             Self::Sled { files, .. } => files.ahead.bytes(),
-            Self::Sealed { .. } | Self::Memory(_) => 0,
+            Self::Sealed(_) | Self::Memory(_) => 0,
         }
     }
 
@@ -373,7 +404,7 @@ impl Engine {
     pub(super) const fn copying(&mut self) -> Option<&mut Option<Copying>> {
         match self {
             Self::Sled { copying, .. } => Some(copying),
-            Self::Sealed { .. } | Self::Memory(_) => None,
+            Self::Sealed(_) | Self::Memory(_) => None,
         }
     }
 
@@ -381,7 +412,7 @@ impl Engine {
     pub(super) fn turns(&self) -> Turns {
         match self {
             Self::Sled { files, .. } => files.turns.clone(),
-            Self::Sealed { .. } | Self::Memory(_) => Turns::default(),
+            Self::Sealed(_) | Self::Memory(_) => Turns::default(),
         }
     }
 
@@ -396,7 +427,7 @@ impl Engine {
     pub(super) fn into_files(self) -> Option<Files> {
         match self {
             Self::Sled { files, .. } => Some(files),
-            Self::Sealed { .. } | Self::Memory(_) => None,
+            Self::Sealed(_) | Self::Memory(_) => None,
         }
     }
 
@@ -407,7 +438,7 @@ impl Engine {
                 readable.replace(new.readable());
                 Some(std::mem::replace(files, new))
             }
-            Self::Sealed { .. } | Self::Memory(_) => None,
+            Self::Sealed(_) | Self::Memory(_) => None,
         }
     }
 }
@@ -590,7 +621,8 @@ impl DoubleEndedIterator for MemoryRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::open::{Storage, open_patiently};
+    use crate::db::breakable::BreakableFile;
+    use crate::db::open::{DATABASE_DIR, Storage, open_patiently};
     use crate::db::samples::{ROWS_GONE_BACK, gone_back};
 
     fn row(key: &[u8], value: Option<&[u8]>) -> RowChange {
@@ -702,6 +734,23 @@ mod tests {
             files.trees[TreeId::Utxos as usize].insert(b"key", b"value").unwrap();
             files.db.flush().unwrap();
         });
+    }
+
+    /// As a reader's write, who splits a node: nobody has to commit for it to be known.
+    #[test]
+    fn what_fails_between_two_commits_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = BreakableFile::for_sled(&dir.path().join(DATABASE_DIR));
+        let Storage { engine, trees, .. } = Storage::open(dir.path(), 1 << 20).unwrap();
+        let rows: Vec<_> =
+            (0..5_000_u32).map(|n| row(&n.wrapping_mul(0x9E37_79B1).to_be_bytes(), Some(&[7; 500]))).collect();
+        engine.apply(&rows).unwrap();
+        engine.sync().unwrap();
+        engine.settle().unwrap();
+        file.break_it();
+        let Engine::Sled { files, .. } = &engine else { panic!("files") };
+        assert!(trees.get(TreeId::Utxos).count().is_err() || files.db.flush().is_err());
+        assert!(engine.settle().is_err());
     }
 
     #[test]

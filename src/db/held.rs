@@ -2,14 +2,15 @@
 //!
 //! Two faults of sled 0.34 are met here. When the last of its handles goes, sled syncs its
 //! file, and panics if that fails: with [`Held`] that panic ends where it began. And when
-//! one of its threads fails to write, whoever waits for that write in a flush is not always
-//! woken, and would wait for ever: a [`Nudge`] lets somebody else flush, who finds the error
-//! and wakes all.
+//! one of its threads fails to write, whoever waits for that write is not always woken, and
+//! would wait for ever: a [`Nudge`] wakes all once sled has noted the error, and lets somebody
+//! else flush where it has not, who finds it.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -52,13 +53,14 @@ impl<T> Drop for Held<T> {
     }
 }
 
-/// Looks after the writer's calls of sled, from a thread of its own.
+/// Looks after whoever writes to a database, from a thread of its own.
 #[derive(Debug)]
 pub(super) struct Nudge {
     /// Goes up by one when a call begins and when it ends, so it is odd while one lasts.
     calls: Arc<AtomicU64>,
     /// The thread ends when this is dropped.
-    _stop: Sender<()>,
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Nudge {
@@ -67,8 +69,9 @@ impl Nudge {
         let calls = Arc::new(AtomicU64::new(0));
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let (seen, db) = (Arc::clone(&calls), Arc::downgrade(db));
-        std::thread::Builder::new().name("nudge".into()).spawn(move || look_after(&seen, &db, &stopped))?;
-        Ok(Self { calls, _stop: stop })
+        let thread =
+            std::thread::Builder::new().name("nudge".into()).spawn(move || look_after(&seen, &db, &stopped))?;
+        Ok(Self { calls, stop: Some(stop), thread: Some(thread) })
     }
 
     /// A call that is looked after.
@@ -80,10 +83,39 @@ impl Nudge {
     }
 }
 
+impl Drop for Nudge {
+    /// Returns when the thread has let go of the database.
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("what looks after the storage engine has panicked");
+        }
+    }
+}
+
+/// The error after which sled writes nothing any more, if there has been one.
+pub(super) fn broken(db: &sled::Db) -> sled::Result<()> {
+    db.context.global_error()
+}
+
+/// Wakes whoever waits for a write, if it will never be done: of the ways in which a write comes
+/// to nothing there is one (it was left to a thread by the last of several who wrote into the
+/// same piece of the log, a reader perhaps) in which sled notes the error and wakes nobody. A
+/// flush would, but it may have to wait for them, in sled's lock.
+fn wake_if_broken(db: &sled::Db) {
+    if broken(db).is_err() {
+        // It fails at once, and wakes them first.
+        let _failed = db.context.pagecache.log.make_stable(sled::Lsn::MAX).is_err();
+    }
+}
+
 fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<()>) {
     let (mut last, mut looks) = (0, 0_u32);
     while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
         threads::wake_the_rested();
+        if let Some(db) = db.upgrade() {
+            wake_if_broken(&db);
+        }
         let now = calls.load(Ordering::SeqCst);
         if now.is_multiple_of(2) || now != last {
             (last, looks) = (now, 0);
@@ -109,6 +141,7 @@ fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<(
 
 #[cfg(test)]
 mod tests {
+    use super::super::breakable::BreakableFile;
     use super::*;
 
     #[test]
@@ -129,9 +162,36 @@ mod tests {
         let nudge = Nudge::start(&db).unwrap();
         assert!(nudge.during(|| db.flush().is_ok()));
         let calls = Arc::downgrade(&nudge.calls);
-        drop((nudge, db));
-        while calls.upgrade().is_some() {
+        drop(nudge);
+        assert!(calls.upgrade().is_none());
+        assert_eq!(Arc::strong_count(&db), 1);
+    }
+
+    /// Somebody, a reader who splits a node perhaps, writes into the same piece of the log as the
+    /// writer, and is done with it when the writer waits for it already: then it is for him to
+    /// have it written, and that fails.
+    #[test]
+    fn whoever_waits_for_a_write_that_has_failed_is_woken() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = BreakableFile::for_sled(dir.path());
+        let db = sled::Config::new().path(dir.path()).flush_every_ms(None).open().unwrap();
+        let db = Arc::new(Held::new(db));
+        let _nudge = Nudge::start(&db).unwrap();
+        db.insert(b"key", b"value").unwrap();
+        let guard = sled::pin();
+        let log = &db.context.pagecache.log;
+        let reserved = log.reserve(sled::LogKind::Link, 1_000, &sled::IVec::from(b"a piece"), &guard).unwrap();
+        let (flushed, outcome) = crossbeam_channel::bounded(1);
+        let flushing = Arc::clone(&db);
+        let flushing = std::thread::spawn(move || flushed.send(flushing.flush()));
+        while !format!("{reserved:?}").contains("sealed: true") {
             std::thread::yield_now();
         }
+        assert!(broken(&db).is_ok());
+        file.break_it();
+        drop(reserved);
+        assert!(outcome.recv_timeout(Duration::from_secs(60)).expect("it is woken").is_err());
+        flushing.join().unwrap().unwrap();
+        assert!(broken(&db).is_err());
     }
 }

@@ -33,6 +33,8 @@
 
 mod ahead;
 mod backup;
+#[cfg(test)]
+mod breakable;
 mod codec;
 mod commit;
 mod compact;

@@ -10,12 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
-use super::engine::{Engine, Files, InPlace, MemoryDisk, Tree};
+use super::engine::{Engine, Files, InPlace, Looked, MemoryDisk, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
 use super::held::Held;
 use super::outputs::{OUTPUTS_IN_ROW, OutputRow, StoredOutput, row_of};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, address_key, meta, outpoint_key};
 use super::store::Trees;
+use super::threads::Writer;
 use super::{DatabaseError, FrozenRow, FrozenRows, switch};
 use crate::consensus::{ChainTip, FenceState};
 use crate::types::{Genesis, OutPoint, PublicKey};
@@ -50,12 +51,14 @@ impl Storage {
         std::fs::create_dir_all(data_dir).map_err(DatabaseError::io("creating the data directory"))?;
         let entered = switch::enter(data_dir)?;
         switch::remove_unfinished(data_dir, &entered)?;
+        // All of sled's threads are there for its recovery.
+        let writer = Writer::enter();
         let every_tree = |db: &sled::Db| TreeId::ALL.iter().map(|id| Ok(db.open_tree(id.name())?)).collect();
         let (db, trees): (_, Vec<sled::Tree>) = open_sled(data_dir, cache_bytes, every_tree)?;
         // Also of an old database: a crash may have come between its making and this.
         sync_names(data_dir)?;
         let (guard, stamp) = Guard::open(data_dir)?;
-        let files = Files::new(db, trees, &sled_file(data_dir))?;
+        let files = Files::new(db, trees, &sled_file(data_dir), writer)?;
         let readable = InPlace::new(files.readable());
         let trees = Trees::new(|id| Tree::InPlace(readable.clone(), id));
         Ok(Self { engine: Engine::Sled { files, readable, guard, copying: None }, trees, stamp })
@@ -81,7 +84,8 @@ impl Storage {
             TreeId::ALL.into_iter().map(open).collect::<Result<Vec<_>, DatabaseError>>()
         })?;
         let trees = Trees::new(|id| trees[id as usize].clone());
-        Ok(Self { engine: Engine::Sealed { _db: Held::new(db) }, trees, stamp: Guard::read(data_dir)? })
+        let engine = Engine::Sealed(Looked::new(db, &sled_file(data_dir))?);
+        Ok(Self { engine, trees, stamp: Guard::read(data_dir)? })
     }
 
     /// A disk in memory.

@@ -477,10 +477,11 @@ impl Database {
     /// often: it is cheap.
     ///
     /// # Errors
-    /// The copy may be in place after a crash, or may not: the database is unusable. A copy that
-    /// merely fails is told in the log, and the old files stay.
+    /// The database is unusable: the copy may be in place after a crash, or may not, or something
+    /// was not written that a reader has made the storage engine rearrange. A copy that merely
+    /// fails is told in the log, and the old files stay.
     pub fn tend(&mut self, quiet: bool) -> Result<(), DatabaseError> {
-        self.engine.settle();
+        self.engine.settle()?;
         let (turns, ahead) = (self.engine.turns(), self.engine.bytes_ahead());
         let (Some(renewal), Some(copying)) = (&mut self.renewal, self.engine.copying()) else { return Ok(()) };
         renewal.ending.take_if(|ending| ending.is_over());

@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 use super::clock::unix_now;
 use super::feed::Filter;
 use super::input::{Input, NotYours, SubscriptionDone, SubscriptionRequest, Work};
-use super::protocol::{Refusal, UTXOProtocolHandler, busy, internal, parse_addresses, parse_outpoints, refusal};
-use crate::db::{Durable, Snapshot, Subscription, SubscriptionKey};
+use super::protocol::{Refusal, UTXOProtocolHandler, busy, parse_addresses, parse_outpoints, refusal};
+use crate::db::{Durable, Reader, Snapshot, Subscription, SubscriptionKey};
 use crate::limits::{
     MAX_FILTERS_PER_CONNECTION, MAX_SUBSCRIPTION_FILTERS, MAX_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS_PER_CONNECTION,
     MAX_TEXT, MAX_UTXOS_PER_PAGE, SUBSCRIPTION_REFRESH, SUBSCRIPTION_RETENTION,
@@ -53,7 +53,7 @@ impl UTXOProtocolHandler {
         let token = parse_token(request.resume_token.as_deref())?;
         let token = token.unwrap_or_else(|| Hash32::from_bytes(rand::random()));
         let key = SubscriptionKey::of(&request.subscriber_id);
-        self.room_for(connection, &key, outpoints.len() + addresses.len())?;
+        self.room_for(connection, &key, outpoints.len() + addresses.len()).await?;
         let subscription = Subscription {
             subscriber_id: request.subscriber_id.clone(),
             token_hash: token_hash(&token),
@@ -102,7 +102,7 @@ impl UTXOProtocolHandler {
         token: &Hash32,
         request_id: Option<RequestId>,
     ) -> Result<Option<u64>, Refusal> {
-        let resumed = self.resumes_at(request)?;
+        let resumed = self.resumes_at(connection, request).await?;
         let (sequence, utxos) = match resumed {
             Some(sequence) => (sequence, Vec::new()),
             None => {
@@ -138,7 +138,7 @@ impl UTXOProtocolHandler {
         Ok(sent.is_ok().then_some(sequence))
     }
 
-    fn room_for(&self, connection: &Connection, key: &SubscriptionKey, filters: usize) -> Result<(), Refusal> {
+    async fn room_for(&self, connection: &Connection, key: &SubscriptionKey, filters: usize) -> Result<(), Refusal> {
         let too_many = |text: String| Err(refusal(ErrorCode::TooManySubscriptions, text));
         let here = self.feed.session_of(key, connection.id()).is_some();
         if !here && self.feed.sessions_of(connection.id()) >= MAX_SUBSCRIPTIONS_PER_CONNECTION {
@@ -149,19 +149,22 @@ impl UTXOProtocolHandler {
         }
         let full = self.feed.stored.load(Ordering::Relaxed) >= MAX_SUBSCRIPTIONS;
         // Whoever is remembered may come back, however full it is.
-        if full && self.ledger.reader().subscription(key).map_err(internal)?.is_none() {
-            return too_many("the node remembers as many as it can".into());
+        if full {
+            let sought = *key;
+            if self.peek(connection, move |reader| reader.subscription(&sought)).await?.is_none() {
+                return too_many("the node remembers as many as it can".into());
+            }
         }
         Ok(())
     }
 
     /// Where a returning wallet goes on; `None` if it has to begin anew, because the log
     /// does not reach back so far or is another one.
-    fn resumes_at(&self, request: &UTXOSubscribe) -> Result<Option<u64>, Refusal> {
+    async fn resumes_at(&self, connection: &Connection, request: &UTXOSubscribe) -> Result<Option<u64>, Refusal> {
         let Some(from) = request.resume_from else { return Ok(None) };
         let reader = self.ledger.reader();
         let same_log = request.log_id.as_ref().is_none_or(|id| *id == hex::encode(reader.network().log_id));
-        let first = reader.first_sequence().map_err(internal)?;
+        let first = self.peek(connection, Reader::first_sequence).await?;
         let reaches = from <= reader.durable_head().sequence && from + 1 >= first;
         Ok((same_log && reaches && request.resume_token.is_some()).then_some(from))
     }

@@ -119,7 +119,7 @@ pub struct Trees {
     data_dir: PathBuf,
     /// The database as the node reads it, once somebody has asked for that.
     reader: OnceLock<Option<Reader>>,
-    _engine: Engine,
+    engine: Engine,
 }
 
 /// Rows in order of key.
@@ -148,7 +148,12 @@ impl Trees {
         tracing::debug!(schema, "opened for inspection");
         let network = open::read_meta::<StoredNetwork>(&trees, meta::NETWORK)?.map(|stored| stored.network);
         let network = network.unwrap_or(Network::Devnet);
-        Ok(Self { trees, network, stamp, data_dir: data_dir.to_path_buf(), reader: OnceLock::new(), _engine: engine })
+        Ok(Self { trees, network, stamp, data_dir: data_dir.to_path_buf(), reader: OnceLock::new(), engine })
+    }
+
+    /// Makes durable what looking at it has made the storage engine rearrange in its file.
+    pub(in crate::db) fn sync(&self) -> Result<(), DatabaseError> {
+        self.engine.sync()
     }
 
     fn meta<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DatabaseError> {
