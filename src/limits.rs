@@ -146,12 +146,12 @@ pub const MAX_CONCURRENT_READS: usize = 16;
 // --- The database ---
 
 /// Bytes of a value in sled; longer records are split into rows.
-pub const MAX_ROW_BYTES: usize = 5 * 1024;
+pub const MAX_ROW_BYTES: usize = 4 * 1024;
 /// Bytes that a row has beside its value in sled's leaves, at most: its key, and its lengths.
 const ROW_OVERHEAD: usize = 128;
-/// Rows that a leaf of sled's has at most: 17 until it is split, and what is merged into it
-/// meanwhile, by two at once, three each.
-const ROWS_IN_LEAF: usize = 23;
+/// Rows that a leaf of sled's may have, with much to spare: 17 until it is split, and at most three
+/// with each other one that is merged into it meanwhile.
+const ROWS_IN_LEAF: usize = 31;
 /// From so many bytes on a leaf of sled's is a blob, in a file that is never synced.
 const BLOB_BYTES: usize = 512 * 1024 / 4 - 20;
 const _: () = assert!(ROWS_IN_LEAF * (MAX_ROW_BYTES + ROW_OVERHEAD) < BLOB_BYTES);

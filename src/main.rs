@@ -24,6 +24,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How long opening may take before that is said.
 const OPENING_IS_LONG: Duration = Duration::from_secs(30);
+/// How long a node that has failed may take to close what it has open.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
 /// A masternode for a UTXO payment network with instant finality.
 ///
@@ -220,22 +222,21 @@ fn run(args: Run) -> Result<(), Failure> {
     let mut settings = Settings::try_from(options).map_err(|e| config(e.into()))?;
     settings.first_start |= args.first_start;
     let runtime = runtime()?;
-    let ended = runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         // Before anything is opened, so that a signal during the start is not the end.
         let mut signals = Signals::listen()?;
         let Some(node) = opened(settings, &mut signals).await? else { return Ok(Ended::Opening) };
         node.initialize().await.context("starting the node")?;
         until_stopped(&[node], signals).await.map(|()| Ended::Running)
-    })?;
-    if ended == Ended::Opening {
-        // Its thread may never come to an end.
+    });
+    if !matches!(outcome, Ok(Ended::Running)) {
+        // What was going on may never come to an end.
         runtime.shutdown_background();
     }
-    Ok(())
+    Ok(outcome.map(|_| ())?)
 }
 
 /// What a node was doing when it was told to stop.
-#[derive(PartialEq, Eq)]
 enum Ended {
     Opening,
     Running,
@@ -286,8 +287,11 @@ async fn until_stopped(nodes: &[MasternodeUTXOIntegration], mut signals: Signals
         _ = signals.terminate.recv() => Ok(()),
         (reason, ..) = stopped => reason.map_err(anyhow::Error::msg),
     };
+    let patience = if outcome.is_ok() { Duration::MAX } else { AFTER_FAILURE };
     for node in nodes {
-        node.shutdown().await;
+        if tokio::time::timeout(patience, node.shutdown()).await.is_err() {
+            tracing::warn!("it does not come to an end by itself");
+        }
     }
     tracing::info!("stopped");
     outcome

@@ -391,15 +391,15 @@ async fn an_empty_observer_catches_up_with_the_chain() {
     let port = support::free_base_port(1);
     let address = |offset: u16| format!("127.0.0.1:{}", port + offset);
     let began = std::time::Instant::now();
-    let mut observer = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+    let observer = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
         .args(["run", "--id", "late", "--p2p-listen", &address(0), "--http-listen", &address(1)])
         .args(["--websocket-listen", &address(2), "--genesis-file"])
         .arg(net.directory().join(&net.devnet.genesis_file))
         .arg("--data-dir")
         .arg(net.directory().join("late"))
         .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let observer = support::Guarded(observer.unwrap());
     let mut wallet = Wallet::at(&address(2)).await;
     until_confirmed(&mut wallet, &last).await;
     eprintln!("{height} blocks with {transactions} transactions in {:?}", began.elapsed());
@@ -408,8 +408,7 @@ async fn an_empty_observer_catches_up_with_the_chain() {
     let payment = net.pay(&coin, &stranger(&net), 1);
     wallet.broadcast(&payment).await;
     until_confirmed(&mut wallet, &[payment.txid()]).await;
-    observer.kill().unwrap();
-    observer.wait().unwrap();
+    observer.kill();
     net.kill(3);
     std::fs::remove_dir_all(net.data_dir(3)).unwrap();
     let began = std::time::Instant::now();

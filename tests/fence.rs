@@ -212,15 +212,15 @@ async fn a_twin_of_a_running_member_notices_and_does_not_vote() {
     let port = support::free_base_port(1);
     let address = |offset: u16| format!("127.0.0.1:{}", port + offset);
     let config = net.directory().join(&net.devnet.nodes[3].config_file);
-    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+    let process = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
         .args(["run", "--p2p-listen", &address(0), "--http-listen", &address(1)])
         .args(["--websocket-listen", &address(2), "--config"])
         .arg(config)
         .arg("--data-dir")
         .arg(&twin)
         .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let process = support::Guarded(process.unwrap());
     let voting = until("the twin to notice", || {
         let (_, body) = support::http_get(&address(1), "/status")?;
         let status: Value = serde_json::from_str(&body).ok()?;
@@ -231,6 +231,5 @@ async fn a_twin_of_a_running_member_notices_and_does_not_vote() {
     assert_eq!(net.status(3)["voting"], "Active", "the first one goes on");
     let to = net.address(&SecretKey::generate());
     net.wallet(3).await.pay(&net.pay(&net.coins()[0], &to, 1)).await;
-    process.kill().unwrap();
-    process.wait().unwrap();
+    process.kill();
 }

@@ -10,6 +10,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Coin, Link, TestNet, hello, until, within};
@@ -718,9 +719,11 @@ async fn too_many_bad_signatures_end_a_connection() {
 async fn a_second_instance_of_a_key_is_refused() {
     let (mut target, key) = three_of_four().await;
     let running = target.net.member_key(1);
+    // While the members found each other a superfluous connection may have ended.
+    let before = target.net.log(0).len();
     let mut twin = Link::member(&target.net, 0, &running).await;
     twin.sent_away("a twin of a running node", ErrorCode::DuplicateIdentity).await;
-    let log = target.net.log(0);
+    let log = target.net.log(0).split_off(before);
     let left = format!("member disconnected peer={}", target.net.devnet.nodes[1].id);
     assert!(!plain(&log).contains(&left), "the first connection stays");
     target.assert_unharmed("a twin of a running node").await;
@@ -913,7 +916,7 @@ async fn a_wallet_is_served_while_others_flood() {
         }
     };
     let flooding = futures_util::future::join_all(unread.iter_mut().map(|link| link.raw(&flood)));
-    tokio::join!(answers, async { tokio::time::timeout(support::DEADLINE / 2, flooding).await.is_ok() });
+    tokio::join!(answers, async { tokio::time::timeout(Duration::from_secs(30), flooding).await.is_ok() });
     target.assert_unharmed("a flood").await;
     drop((unread, reader));
 }
@@ -935,7 +938,7 @@ async fn answers_that_nobody_reads_do_not_pile_up() {
         let mut taken = Vec::new();
         for mut link in unread {
             // Once the node does not take any more, that one is stuck for good.
-            if tokio::time::timeout(support::DEADLINE / 60, link.raw(&some)).await.is_ok() {
+            if tokio::time::timeout(Duration::from_secs(1), link.raw(&some)).await.is_ok() {
                 taken.push(link);
             } else {
                 target.stuck.push(link);

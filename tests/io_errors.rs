@@ -305,7 +305,7 @@ impl Drop for SmallDisk {
 async fn a_full_disk_and_its_return() {
     let alone = Alone::new();
     let mount_point = alone.net.directory().join("small");
-    let Some(disk) = SmallDisk::mount(&mount_point, 4) else {
+    let Some(disk) = SmallDisk::mount(&mount_point, 6) else {
         eprintln!("left out: making a small file system needs root");
         return;
     };

@@ -272,15 +272,15 @@ async fn an_observer_follows_and_serves_wallets() {
     let port = support::free_base_port(1);
     let address = |offset: u16| format!("127.0.0.1:{}", port + offset);
     let data_dir = net.directory().join("observer");
-    let mut observer = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
+    let observer = std::process::Command::new(env!("CARGO_BIN_EXE_time-masternode"))
         .args(["run", "--id", "watcher", "--p2p-listen", &address(0), "--http-listen", &address(1)])
         .args(["--websocket-listen", &address(2), "--genesis-file"])
         .arg(net.directory().join(&net.devnet.genesis_file))
         .arg("--data-dir")
         .arg(&data_dir)
         .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let observer = support::Guarded(observer.unwrap());
     let payee = net.address(&SecretKey::generate());
     let coins = net.coins();
     let watched = async {
@@ -296,8 +296,7 @@ async fn an_observer_follows_and_serves_wallets() {
         assert_eq!(wallet.coins_of(&payee).await.total.units(), 11);
     };
     support::within("following", watched).await;
-    observer.kill().unwrap();
-    observer.wait().unwrap();
+    observer.kill();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_time-db"))
         .arg("--data-dir")
         .arg(&data_dir)

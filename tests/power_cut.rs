@@ -168,8 +168,9 @@ async fn cut_a_run(dice: &mut Dice, cuts: u64, run: Run) -> (u64, usize) {
             assert!(began.elapsed() < PATIENCE, "{}", nodes[0].as_ref().unwrap().log());
             // Now and then a payment, so that the copy has something to follow; not so many that a node
             // under the shim, which writes down each message on the thread that sends it, is never quiet.
+            let paying = Instant::now();
             traffic.run_times(&net, 1).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep((6 * paying.elapsed()).max(Duration::from_millis(100))).await;
         }
         traffic.run_times(&net, 60).await;
     }

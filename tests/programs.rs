@@ -207,7 +207,7 @@ fn a_node_whose_database_never_opens_can_be_stopped() {
     let _writer = until("the database is being opened", || {
         std::fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&configuration).ok()
     });
-    assert!(Command::new("kill").args(["-TERM", &node.id().to_string()]).status().unwrap().success());
+    support::terminate(&node);
     let status = until("it ends", || node.try_wait().unwrap());
     let log = std::fs::read_to_string(&log).unwrap();
     assert!(status.success() && log.contains("while the database was being opened"), "{status}: {log}");

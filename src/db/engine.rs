@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{FairMutex, FairMutexGuard};
@@ -41,30 +41,59 @@ pub(super) enum Tree {
 /// their place at any time ([`super::renew`]): it has the same rows. Whoever walks through the
 /// old ones then sees no later commit, and goes on undisturbed. Clones are the same place.
 #[derive(Debug, Clone)]
-pub(super) struct InPlace(Arc<(RwLock<Vec<Held<sled::Tree>>>, AtomicU64)>);
+pub(super) struct InPlace(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    trees: RwLock<Vec<Held<sled::Tree>>>,
+    /// How often others have taken the place.
+    generation: AtomicU64,
+    /// sled has panicked under a reader.
+    came_apart: AtomicBool,
+}
 
 impl InPlace {
     pub(super) fn new(trees: Vec<Held<sled::Tree>>) -> Self {
-        Self(Arc::new((RwLock::new(trees), AtomicU64::new(0))))
-    }
-
-    fn trees(&self) -> RwLockReadGuard<'_, Vec<Held<sled::Tree>>> {
-        self.0.0.read().unwrap_or_else(PoisonError::into_inner)
+        let (generation, came_apart) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self(Arc::new(Place { trees: RwLock::new(trees), generation, came_apart }))
     }
 
     fn tree(&self, id: TreeId) -> Held<sled::Tree> {
-        self.trees()[id as usize].clone()
+        self.0.trees.read().unwrap_or_else(PoisonError::into_inner)[id as usize].clone()
     }
 
-    /// How often others have taken the place.
     fn generation(&self) -> u64 {
-        self.0.1.load(Ordering::SeqCst)
+        self.0.generation.load(Ordering::SeqCst)
     }
 
     fn replace(&self, trees: Vec<Held<sled::Tree>>) {
-        let old = std::mem::replace(&mut *self.0.0.write().unwrap_or_else(PoisonError::into_inner), trees);
-        self.0.1.fetch_add(1, Ordering::SeqCst);
+        let old = std::mem::replace(&mut *self.0.trees.write().unwrap_or_else(PoisonError::into_inner), trees);
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
         drop(old);
+    }
+
+    /// A reader's call of sled's. Whatever becomes of the panic, that there was one is known: sled
+    /// may have been in the middle of a change, for its readers make some too.
+    fn reading<T>(&self, call: impl FnOnce() -> T) -> T {
+        struct Alarm<'a>(&'a AtomicBool);
+        impl Drop for Alarm<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.store(true, Ordering::SeqCst);
+                }
+            }
+        }
+        let _alarm = Alarm(&self.0.came_apart);
+        call()
+    }
+
+    /// An error if it has come apart under a reader.
+    fn is_whole(&self) -> Result<(), DatabaseError> {
+        if !self.0.came_apart.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let source = std::io::Error::other("the storage engine came apart");
+        Err(DatabaseError::Io { what: "reading the database", source })
     }
 }
 
@@ -76,7 +105,7 @@ impl Tree {
         match self {
             Self::Sled(tree) => Ok(tree.get(key)?),
             // Of a handle of its own: sled may wait in there, and nobody who replaces them for that.
-            Self::InPlace(trees, id) => Ok(trees.tree(*id).get(key)?),
+            Self::InPlace(trees, id) => Ok(trees.reading(|| trees.tree(*id).get(key))?),
             Self::Memory(disk, id) => {
                 Ok(disk.lock().tree(*id).get(key.as_ref()).map(|value| IVec::from(value.as_slice())))
             }
@@ -87,7 +116,10 @@ impl Tree {
     pub(super) fn range(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RowIter {
         match self {
             Self::Sled(tree) => Box::new(UntilError::of(tree.range::<Vec<u8>, _>((from, to)))),
-            Self::InPlace(trees, id) => Box::new(UntilError::of(trees.tree(*id).range::<Vec<u8>, _>((from, to)))),
+            Self::InPlace(trees, id) => {
+                let rows = UntilError::of(trees.tree(*id).range::<Vec<u8>, _>((from, to)));
+                Box::new(InPlaceRows { rows, trees: trees.clone() })
+            }
             Self::Memory(disk, id) => Box::new(MemoryRange { disk: disk.clone(), id: *id, from, to }),
         }
     }
@@ -210,6 +242,26 @@ impl DoubleEndedIterator for UntilError {
     }
 }
 
+/// The same of what is in place.
+struct InPlaceRows {
+    rows: UntilError,
+    trees: InPlace,
+}
+
+impl Iterator for InPlaceRows {
+    type Item = Result<(IVec, IVec), DatabaseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.trees.reading(|| self.rows.next())
+    }
+}
+
+impl DoubleEndedIterator for InPlaceRows {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.trees.reading(|| self.rows.next_back())
+    }
+}
+
 /// The writer's side. There is one.
 #[derive(Debug)]
 pub(super) enum Engine {
@@ -266,7 +318,7 @@ pub(super) struct Files {
 
 /// Whose turn it is of several writers, each with files of its own. All of sled's databases in a
 /// process share one lock: a transaction waits in it for a flush of another one to end, and
-/// while it waits, nobody comes in who could wake that flush when a write has failed ([`Nudge`]).
+/// while it waits, nobody comes in who could flush in its stead when a write has failed ([`Nudge`]).
 /// So they wait here, outside, and whoever has waited longest is next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Turns(Arc<FairMutex<()>>);
@@ -294,7 +346,7 @@ impl Files {
     }
 
     /// Lets those of sled's threads sleep that nobody needs, while nothing is being written. Fails
-    /// if sled has failed meanwhile, in what a reader made it write.
+    /// if sled has failed in what a reader made it write.
     fn settle(&self) -> Result<(), DatabaseError> {
         threads::settle(&self.db);
         Ok(broken(&self.db)?)
@@ -379,9 +431,12 @@ impl Engine {
     }
 
     /// Called between two commits: makes itself at home where it is the only one that writes.
-    /// Fails if it has failed since the last one.
+    /// Fails if it has failed under a reader.
     pub(super) fn settle(&self) -> Result<(), DatabaseError> {
-        if let Self::Sled { files, .. } = self { files.settle() } else { Ok(()) }
+        match self {
+            Self::Sled { files, readable, .. } => files.settle().and_then(|()| readable.is_whole()),
+            Self::Sealed(_) | Self::Memory(_) => Ok(()),
+        }
     }
 
     /// Called between two commits, when there is time: the next ones find a longer file.
@@ -750,6 +805,19 @@ mod tests {
         file.break_it();
         let Engine::Sled { files, .. } = &engine else { panic!("files") };
         assert!(trees.get(TreeId::Utxos).count().is_err() || files.db.flush().is_err());
+        assert!(engine.settle().is_err());
+    }
+
+    /// sled's readers change its pages too. Here it is the call that panics.
+    #[test]
+    fn it_is_known_that_sled_came_apart_under_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let Storage { engine, trees, .. } = Storage::open(dir.path(), 1 << 20).unwrap();
+        let Engine::Sled { readable, .. } = &engine else { panic!("files") };
+        assert_eq!(trees.get(TreeId::Utxos).count().unwrap(), 0);
+        engine.settle().unwrap();
+        let reading = readable.clone();
+        assert!(std::thread::spawn(move || reading.reading(|| panic!("it comes apart"))).join().is_err());
         assert!(engine.settle().is_err());
     }
 

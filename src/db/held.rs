@@ -1,17 +1,18 @@
 //! What of sled would bring others down with it when it fails.
 //!
-//! Two faults of sled 0.34 are met here. When the last of its handles goes, sled syncs its
-//! file, and panics if that fails: with [`Held`] that panic ends where it began. And when
+//! Three faults of sled 0.34 are met here. When the last of its handles goes, sled syncs its
+//! file, and panics if that fails: with [`Held`] that panic ends where it began. When
 //! one of its threads fails to write, whoever waits for that write is not always woken, and
 //! would wait for ever: a [`Nudge`] wakes all once sled has noted the error, and lets somebody
-//! else flush where it has not, who finds it.
+//! else flush where it has not, who finds it. And sled can come to wait for itself, or for a
+//! thread of its own that has panicked: then the nudge ends the process, which a node is made for.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
@@ -19,6 +20,8 @@ use super::threads;
 
 /// How often it is looked whether a write has begun long ago.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A call in which nothing has been written for so long never ends.
+const FOR_EVER: Duration = Duration::from_secs(120);
 
 /// A handle of sled's that may be let go of anywhere.
 #[derive(Debug, Clone)]
@@ -84,7 +87,7 @@ impl Nudge {
 }
 
 impl Drop for Nudge {
-    /// Returns when the thread has let go of the database.
+    /// Returns when the thread has ended.
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
@@ -93,40 +96,59 @@ impl Drop for Nudge {
     }
 }
 
-/// The error after which sled writes nothing any more, if there has been one.
+/// The error after which sled writes nothing any more, if there has been one. Then whoever waits
+/// for a write is woken: where it was left to a thread by the last of several who wrote into the
+/// same piece of the log, a reader perhaps, sled notes the error and wakes nobody. A flush would,
+/// but it may have to wait for them, in sled's lock.
 pub(super) fn broken(db: &sled::Db) -> sled::Result<()> {
-    db.context.global_error()
-}
-
-/// Wakes whoever waits for a write, if it will never be done: of the ways in which a write comes
-/// to nothing there is one (it was left to a thread by the last of several who wrote into the
-/// same piece of the log, a reader perhaps) in which sled notes the error and wakes nobody. A
-/// flush would, but it may have to wait for them, in sled's lock.
-fn wake_if_broken(db: &sled::Db) {
-    if broken(db).is_err() {
+    db.context.global_error().inspect_err(|_| {
         // It fails at once, and wakes them first.
         let _failed = db.context.pagecache.log.make_stable(sled::Lsn::MAX).is_err();
+    })
+}
+
+/// For how long sled has written nothing.
+struct Standstill {
+    stable: sled::Lsn,
+    since: Instant,
+}
+
+impl Standstill {
+    fn at(stable: sled::Lsn, now: Instant) -> Self {
+        Self { stable, since: now }
+    }
+
+    fn lasts(&mut self, stable: sled::Lsn, now: Instant) -> Duration {
+        if stable != self.stable {
+            *self = Self::at(stable, now);
+        }
+        now.saturating_duration_since(self.since)
     }
 }
 
 fn look_after(calls: &AtomicU64, db: &Weak<Held<sled::Db>>, stopped: &Receiver<()>) {
     let (mut last, mut looks) = (0, 0_u32);
+    let mut standstill = None;
     while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
         threads::wake_the_rested();
-        if let Some(db) = db.upgrade() {
-            wake_if_broken(&db);
+        let Some(db) = db.upgrade() else { return };
+        if let Err(error) = broken(&db) {
+            tracing::debug!(%error, "the storage engine has failed");
         }
         let now = calls.load(Ordering::SeqCst);
         if now.is_multiple_of(2) || now != last {
-            (last, looks) = (now, 0);
+            (last, looks, standstill) = (now, 0, None);
             continue;
         }
         looks += 1;
         threads::wake_all();
+        let (stable, now) = (db.context.pagecache.log.stable_offset(), Instant::now());
+        if standstill.get_or_insert_with(|| Standstill::at(stable, now)).lasts(stable, now) >= FOR_EVER {
+            tracing::error!("the storage engine has written nothing for {FOR_EVER:?} and never will: the process ends");
+            std::process::abort();
+        }
         // On a disk that is only slow each of these waits as well, so they become fewer.
-        if looks.is_power_of_two()
-            && let Some(db) = db.upgrade()
-        {
+        if looks.is_power_of_two() {
             let flush = move || {
                 if let Err(error) = db.flush() {
                     tracing::warn!(%error, "a write of the storage engine has failed");
@@ -164,7 +186,16 @@ mod tests {
         let calls = Arc::downgrade(&nudge.calls);
         drop(nudge);
         assert!(calls.upgrade().is_none());
-        assert_eq!(Arc::strong_count(&db), 1);
+    }
+
+    #[test]
+    fn a_standstill_ends_with_each_thing_that_is_written() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut standstill = Standstill::at(10, at(0));
+        for (stable, now, lasts) in [(10, 0, 0), (10, 100, 100), (11, 150, 0), (11, 250, 100), (11, 270, 120)] {
+            assert_eq!(standstill.lasts(stable, at(now)), Duration::from_secs(lasts), "at {now}");
+        }
     }
 
     /// Somebody, a reader who splits a node perhaps, writes into the same piece of the log as the

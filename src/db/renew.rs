@@ -644,8 +644,10 @@ mod tests {
             let before = self.database.renewal_state().renewed;
             let renewal = self.database.renewal.as_mut().unwrap();
             (renewal.due_at, renewal.look_at) = (1, Instant::now());
+            let began = Instant::now();
             while self.copying().is_none() {
                 self.database.tend(true).unwrap();
+                assert!(began.elapsed() < Duration::from_secs(60), "none is begun; is there room on the disk?");
             }
             let last = self.commits + 150;
             while let Some(copying) = self.copying() {
@@ -745,12 +747,14 @@ mod tests {
         assert!(changing.copying().is_none() && changing.database.renewal_state().due, "it waits for a quiet time");
         // One that is ready by then is put in place all the same.
         let (mut before, mut renewed) = (0, u64::MAX);
+        let began = Instant::now();
         while changing.database.renewal_state().renewed != renewed {
             (before, renewed) = (inode(dir.path()), changing.database.renewal_state().renewed);
             while changing.copying().is_none() {
                 let renewal = changing.database.renewal.as_mut().unwrap();
                 (renewal.due_at, renewal.look_at) = (1, Instant::now());
                 changing.database.tend(true).unwrap();
+                assert!(began.elapsed() < Duration::from_secs(60), "none is begun; is there room on the disk?");
             }
             changing.database.tend(false).unwrap();
             assert!(changing.copying().is_none());

@@ -116,7 +116,8 @@ impl Ledger {
     pub(super) fn spawn(self) -> std::io::Result<JoinHandle<()>> {
         let health = Arc::clone(&self.health);
         std::thread::Builder::new().name("ledger".into()).spawn(move || {
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run()));
+            let mut ledger = self;
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ledger.run()));
             let reason = match outcome {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(stop)) => Err(stop.to_string()),
@@ -124,12 +125,15 @@ impl Ledger {
             };
             if let Err(reason) = &reason {
                 tracing::error!(%reason, "the ledger has stopped; restart the node to recover");
+                // It is said before the database is closed, which may never end now.
+                health.stopped.send_replace(Some(Err(reason.clone())));
             }
+            drop(ledger);
             health.stopped.send_replace(Some(reason));
         })
     }
 
-    fn run(mut self) -> Result<(), Stop> {
+    fn run(&mut self) -> Result<(), Stop> {
         self.own_batches = self.sign(self.machine.own_votes());
         loop {
             let patience = if self.own_batches.is_empty() && !self.more { self.until_tick() } else { Duration::ZERO };

@@ -235,13 +235,7 @@ impl UTXOProtocolHandler {
             drop(permit);
             result
         });
-        let done = done.await.inspect_err(|ended| {
-            // What the storage engine was doing then may have been left half done.
-            if ended.is_panic() {
-                self.ledger.health().fail(format!("a read of the database has panicked: {ended}"));
-            }
-        });
-        done.map_err(internal)?.map_err(internal)
+        done.await.map_err(internal)?.map_err(internal)
     }
 
     async fn transaction(
@@ -510,41 +504,4 @@ pub(super) fn parse_addresses(texts: &[String], network: Network) -> Result<Vec<
         })
     };
     texts.iter().map(parse).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use crate::db::samples;
-    use crate::net::{PeerConfig, PeerManager};
-    use crate::node::{LedgerConfig, MasternodeUTXOIntegration, UTXOStateManager};
-
-    /// The storage engine may have been in the middle of something, whoever made it do that.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_stops_when_a_read_of_its_database_panics() {
-        let dir = tempfile::tempdir().unwrap();
-        let genesis = samples::genesis();
-        let network = genesis.network();
-        let ledger = UTXOStateManager::open(LedgerConfig {
-            id: "observer".into(),
-            data_dir: dir.path().to_path_buf(),
-            genesis,
-            key: None,
-            cache_bytes: 1 << 20,
-            first_start: true,
-            retention_blocks: None,
-            compact_above_bytes: None,
-        });
-        let ledger = Arc::new(ledger.unwrap());
-        let peers = PeerManager::new(PeerConfig::new(network, Arc::clone(ledger.committee()), None));
-        let node = MasternodeUTXOIntegration::new("observer".into(), ledger, Arc::new(peers));
-        node.initialize().await.unwrap();
-        let handler = &node.running().unwrap().handler;
-        let read = handler.read_for_house::<()>(|_| panic!("it came apart")).await;
-        assert!(read.is_err());
-        let stopped = tokio::time::timeout(Duration::from_secs(60), node.stopped()).await.expect("it stops");
-        assert!(stopped.as_ref().is_err_and(|reason| reason.contains("came apart")), "{stopped:?}");
-    }
 }

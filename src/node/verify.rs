@@ -1,5 +1,6 @@
 //! The verify pool: signatures are checked on all cores, many at once, before anything
-//! reaches the ledger.
+//! reaches the ledger. One that comes alone is checked where it comes from the socket, which
+//! spares it the way to another thread.
 //!
 //! Everything in it, and in the ledger's queue behind it, holds a permit. Wallets and
 //! each member have permits of their own: when the wallets' are used up the next payment is
@@ -109,7 +110,16 @@ impl VerifyPool {
         if matches!(job.value, Signable::Transaction(_)) {
             self.desk.rush(|rush| rush.note(1, Instant::now()));
         }
+        if is_little(&job.value) && self.is_idle() {
+            return self.desk.check(vec![job]).map_err(|LedgerGone| Busy);
+        }
         jobs.try_send(job).map_err(|_| Busy)
+    }
+
+    /// Whether nothing waits to be checked, and nothing is about to come with which it could be
+    /// checked together.
+    fn is_idle(&self) -> bool {
+        self.member_jobs.is_empty() && self.wallet_jobs.is_empty() && !self.desk.rush(|rush| rush.is_on(Instant::now()))
     }
 
     /// Hands the ledger what a member sent and what it checks itself, as soon as the
@@ -142,6 +152,16 @@ impl VerifyPool {
         self.wallets.close();
         self.members.iter().for_each(|member| member.close());
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Whether checking it takes no longer than a task may keep a thread of the runtime: one signature
+/// or two, some 50 us each.
+fn is_little(value: &Signable) -> bool {
+    match value {
+        Signable::Transaction(signed) => signed.transaction().inputs().len() <= 2,
+        Signable::Votes(batch) => batch.wire().votes.len() <= 8,
+        Signable::Certificate(_) | Signable::Blocks(_) => false,
     }
 }
 
@@ -263,5 +283,38 @@ impl Desk {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::queues;
+    use super::*;
+    use crate::consensus::{Committee, Vote, VoteKind, Voting, sign_batch};
+    use crate::db::samples;
+    use crate::net::{Mailbox, PeerConfig, PeerManager};
+    use crate::types::{Network, Txid};
+
+    /// What comes alone is with the ledger when whoever read it from the socket goes on.
+    #[test]
+    fn one_signature_does_not_wait_for_a_worker() {
+        let committee = Arc::new(Committee::of_genesis(&samples::genesis()));
+        let (inputs, queues) = queues();
+        let pool = VerifyPool::start(&inputs, 1, Arc::new(LedgerHealth::new(Voting::Observer))).unwrap();
+        let peers = PeerManager::new(PeerConfig::new(Network::Devnet, Arc::clone(&committee), None));
+        let mailbox = Mailbox::open(&peers, ([127, 0, 0, 1], 0).into());
+        let batch = |votes: u8| {
+            let vote = |n| Vote { kind: VoteKind::Approve, txid: Txid::from_bytes([n; 32]) };
+            Signable::Votes(
+                sign_batch(&samples::key(), &committee, (0..votes).map(vote).collect()).unwrap().into_inner(),
+            )
+        };
+        for _ in 0..100 {
+            pool.submit(batch(1), Source::Answer, mailbox.connection()).unwrap();
+            assert_eq!(queues.wallets.try_iter().count(), 1);
+        }
+        // Many are worth a worker, who takes along what else has come.
+        pool.submit(batch(200), Source::Answer, mailbox.connection()).unwrap();
+        assert!(queues.wallets.recv().is_ok());
     }
 }

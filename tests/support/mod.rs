@@ -35,7 +35,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// How long anything may take before the program counts as broken.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Waits for a future; a broken program fails the test instead of hanging it.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -54,6 +54,28 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         }
         assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// SIGTERM.
+pub fn terminate(child: &Child) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM).unwrap();
+}
+
+/// A process that does not outlive the test, also if that fails.
+pub struct Guarded(pub Child);
+
+impl Guarded {
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _killed = self.0.kill().is_ok() && self.0.wait().is_ok();
     }
 }
 
@@ -100,7 +122,7 @@ pub fn free_base_port(nodes: u16) -> u16 {
 /// A plain HTTP GET: status code and body; `None` if nobody listens.
 pub fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
@@ -253,8 +275,7 @@ impl TestNet {
     /// A clean stop by SIGTERM; the exit code has to be 0.
     pub fn stop(&mut self, node: usize) {
         let mut child = self.nodes[node].take().unwrap();
-        let signalled = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-        assert!(signalled.success());
+        terminate(&child);
         let status = until("the node stops", || child.try_wait().unwrap());
         assert!(status.success(), "node {node} ended with {status}:\n{}", self.log(node));
     }

@@ -26,7 +26,7 @@ use super::support::{TestNet, http_get};
 pub use dice::Dice;
 
 /// How long a process may take for anything before it counts as hanging.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -225,8 +225,9 @@ impl Process {
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self) -> Result<ExitStatus, String> {
-        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(signalled.success() || self.ended().is_some());
+        if self.ended().is_none() {
+            crate::support::terminate(&self.child);
+        }
         self.end()
     }
 }

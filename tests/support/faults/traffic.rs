@@ -1,11 +1,13 @@
 //! Wallets that pay without pause, also the same coin twice, through nodes that come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use time_masternode::net::{NetworkMessage, TransactionStatusKind, UTXOSubscribe, WalletClient};
+use time_masternode::net::{
+    ErrorCode, ErrorMessage, NetworkMessage, TransactionStatusKind, UTXOSubscribe, WalletClient, encode,
+};
 use time_masternode::types::{Address, SecretKey, Transaction, Txid};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use super::dice::Dice;
@@ -62,7 +64,8 @@ impl Traffic {
                 resume_from: None,
                 log_id: None,
             };
-            tasks.push(tokio::spawn(wallet(address, subscribe, payments, tell.clone())));
+            let again = sender.downgrade();
+            tasks.push(tokio::spawn(wallet(address, subscribe, payments, again, tell.clone())));
             wallets.push(sender);
         }
         let dice = dice.another();
@@ -94,7 +97,7 @@ impl Traffic {
         let began = Instant::now();
         while self.bodies.len() < goal {
             self.step(net).await;
-            assert!(began.elapsed() < 3 * DEADLINE, "{} coins are free, none comes back", self.free.len());
+            assert!(began.elapsed() < DEADLINE, "{} coins are free, none comes back", self.free.len());
         }
     }
 
@@ -147,13 +150,16 @@ impl Traffic {
     }
 }
 
-/// One wallet: sends what it is given, tells what it hears, and comes back to its node.
+/// One wallet: sends what it is given, again if the node is busy, tells what it hears, and comes
+/// back to its node.
 async fn wallet(
     address: String,
     subscribe: UTXOSubscribe,
     mut payments: UnboundedReceiver<Transaction>,
+    again: WeakUnboundedSender<Transaction>,
     tell: UnboundedSender<(Txid, TransactionStatusKind)>,
 ) {
+    let mut unanswered = HashMap::new();
     loop {
         let Ok(mut client) = WalletClient::connect(&address).await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -164,12 +170,26 @@ async fn wallet(
             tokio::select! {
                 payment = payments.recv() => {
                     let Some(payment) = payment else { return };
-                    alive = client.send(&NetworkMessage::TransactionBroadcast(payment.to_raw())).await.is_ok();
+                    let txid = payment.txid().to_string();
+                    let message = encode(&NetworkMessage::TransactionBroadcast(payment.to_raw()), Some(&txid));
+                    alive = client.send_text(String::from_utf8(message.into()).unwrap()).await.is_ok();
+                    unanswered.insert(txid, payment);
                 }
                 message = client.next() => match message {
                     Ok(NetworkMessage::TransactionStatus(status)) => {
+                        unanswered.remove(&status.txid.to_string());
                         if tell.send((status.txid, status.status)).is_err() {
                             return;
+                        }
+                    }
+                    Ok(NetworkMessage::Error(ErrorMessage { code: ErrorCode::Busy, request_id: Some(txid), .. })) => {
+                        if let Some(payment) = unanswered.remove(&txid) {
+                            let again = again.clone();
+                            tokio::spawn(async move {
+                                tokio::time::sleep(Duration::from_millis(50)).await;
+                                // If nobody listens any more it is not needed either.
+                                again.upgrade().is_some_and(|again| again.send(payment).is_ok())
+                            });
                         }
                     }
                     Ok(_) => {}
