@@ -11,15 +11,16 @@ pub(super) struct BreakableFile(OwnedFd);
 impl BreakableFile {
     /// The file that sled will open in this directory.
     pub(super) fn for_sled(directory: &Path) -> Self {
-        let file = memfd_create("sled", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-        std::fs::create_dir_all(directory).unwrap();
+        let file =
+            memfd_create("sled", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("this system can do that");
+        std::fs::create_dir_all(directory).expect("this system can do that");
         let there = format!("/proc/self/fd/{}", file.as_raw_fd());
-        std::os::unix::fs::symlink(there, directory.join("db")).unwrap();
+        std::os::unix::fs::symlink(there, directory.join("db")).expect("this system can do that");
         Self(file)
     }
 
     /// From now on each write to it fails.
     pub(super) fn break_it(&self) {
-        fcntl_add_seals(&self.0, SealFlags::WRITE).unwrap();
+        fcntl_add_seals(&self.0, SealFlags::WRITE).expect("this system can do that");
     }
 }

@@ -216,7 +216,8 @@ pub(super) fn records_within<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::engine::{Engine, MemoryDisk};
+    use crate::db::MemoryDisk;
+    use crate::db::engine::Engine;
 
     #[test]
     fn records_of_every_length_come_back() {

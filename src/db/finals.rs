@@ -218,7 +218,8 @@ pub(super) fn proofs_at(trees: &Trees, first: u64) -> Result<Vec<Certificate>, D
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::engine::{Engine, MemoryDisk};
+    use crate::db::MemoryDisk;
+    use crate::db::engine::Engine;
     use crate::db::samples::{genesis, spend};
     use crate::limits::MAX_ROW_BYTES;
 

@@ -79,7 +79,8 @@ fn hash(tree: TreeId, key: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::engine::{Engine, MemoryDisk, Tree};
+    use super::super::MemoryDisk;
+    use super::super::engine::{Engine, Tree};
     use super::*;
 
     fn row(tree: TreeId, key: &[u8], value: Option<&[u8]>) -> RowChange {

@@ -48,6 +48,7 @@ pub mod guard;
 mod held;
 mod inspect;
 mod kept;
+mod memory;
 mod migrate;
 mod open;
 mod outputs;
@@ -92,12 +93,12 @@ pub use crate::consensus::LogEntry;
 pub use backup::{PutInPlace, backup, restore};
 pub use commit::{CommitBatch, Durable};
 pub use compact::{Compacted, compact};
-pub use engine::{DiskImage, MemoryDisk};
 pub use export::{Exported, ImportError, ImportFault, export, import};
 pub use inspect::{
     Condition, FenceStats, Filter, Flight, Found, GuardStats, HeldCertificate, KeyError, Place, Row, Rows, StateStats,
     Stats, SupplyStats, TREE_NAMES, Thing, TreeStats, Trees as InspectTrees,
 };
+pub use memory::{DiskImage, MemoryDisk};
 pub use migrate::{Migrated, migrate};
 pub use prune::{PruneBatch, Pruned};
 pub use recover::{Opened, Owner, RecoveredState};

@@ -10,9 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
-use super::engine::{Engine, Files, InPlace, Looked, MemoryDisk, Tree};
+use super::engine::{Engine, Files, InPlace, Looked, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
 use super::held::Held;
+use super::memory::MemoryDisk;
 use super::outputs::{OUTPUTS_IN_ROW, OutputRow, StoredOutput, row_of};
 use super::schema::{Head, SCHEMA_VERSION, StoredNetwork, StoredTip, TreeId, address_key, meta, outpoint_key};
 use super::store::Trees;
