@@ -217,17 +217,31 @@ fn kill_after(data_dir: &Path, args: &[&str], time: Duration) -> bool {
     false
 }
 
+/// A fortieth of the time that a command takes which is not cut off.
+fn a_step(data_dir: &Path, args: &[&str]) -> Duration {
+    let began = Instant::now();
+    assert!(time_db(data_dir, args).status.success(), "{args:?}");
+    began.elapsed() / 40
+}
+
+/// A copy of `data_dir` in `work`, in the place of what was there.
+fn copy_anew(data_dir: &Path, work: &Path) {
+    if work.exists() {
+        std::fs::remove_dir_all(work).unwrap();
+    }
+    copy(data_dir, work);
+}
+
 /// `kill -9` at ever later moments, until the command comes to its end. Whatever is there
 /// then is the old database or the new one, whole, and the command can be given again.
 fn killed_at_every_moment(data_dir: &Path, work: &Path, args: &[&str]) {
     let old = json_of(data_dir, &["stats"], 0);
+    copy_anew(data_dir, work);
+    let a_step = a_step(work, args);
     let (mut olds, mut news) = (0, 0);
     for step in 0.. {
-        if work.exists() {
-            std::fs::remove_dir_all(work).unwrap();
-        }
-        copy(data_dir, work);
-        let ended = kill_after(work, args, Duration::from_millis(3 * step));
+        copy_anew(data_dir, work);
+        let ended = kill_after(work, args, a_step * step);
         let found = json_of(work, &["stats"], 0);
         if found["log_id"] == old["log_id"] {
             assert_eq!((&found["commit"], &found["fence"]), (&old["commit"], &Value::Null));
@@ -259,10 +273,10 @@ async fn a_killed_restore_leaves_the_old_or_the_new() {
     let work = net.directory().join("work");
     killed_at_every_moment(&net.data_dir(0), &work, &["restore", "--from", backup.to_str().unwrap()]);
     // A backup that is cut off is none.
-    let made = net.directory().join("made");
+    let (whole, made) = (net.directory().join("whole"), net.directory().join("made"));
+    let a_step = a_step(&net.data_dir(0), &["backup", "--to", whole.to_str().unwrap()]);
     for step in 0.. {
-        let ended =
-            kill_after(&net.data_dir(0), &["backup", "--to", made.to_str().unwrap()], Duration::from_millis(step));
+        let ended = kill_after(&net.data_dir(0), &["backup", "--to", made.to_str().unwrap()], a_step * step);
         assert!(ended || !made.exists() || json_of(&made, &["stats"], 0)["guard"]["fits"] == "equal");
         if ended {
             break;
@@ -296,13 +310,12 @@ async fn a_compact_copy_is_the_same_database() {
         assert_eq!(json_of(dir, &["stats"], 0)["guard"], before["guard"], "{what}");
     };
     let work = net.directory().join("work");
+    copy_anew(&data_dir, &work);
+    let a_step = a_step(&work, &["compact"]);
     let (mut olds, mut news) = (0, 0);
     for step in 0.. {
-        if work.exists() {
-            std::fs::remove_dir_all(&work).unwrap();
-        }
-        copy(&data_dir, &work);
-        let ended = kill_after(&work, &["compact"], Duration::from_millis(4 * step));
+        copy_anew(&data_dir, &work);
+        let ended = kill_after(&work, &["compact"], a_step * step);
         same(&work, "cut off");
         *(if work.join("set-aside-1").join("db").exists() { &mut news } else { &mut olds }) += 1;
         assert!(time_db(&work, &["compact"]).status.success(), "it can be given again");

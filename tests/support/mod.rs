@@ -97,16 +97,26 @@ pub fn in_sled<T>(data_dir: &Path, change: impl FnOnce(&sled::Db) -> T) -> T {
     outcome
 }
 
+/// From which the system takes ports for outgoing connections, which a node may find in its place.
+fn outgoing_ports() -> Range<u16> {
+    let told = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = told.split_whitespace().filter_map(|port| port.parse().ok());
+    ports.next().unwrap_or(32_768)..ports.next().unwrap_or(60_999)
+}
+
 /// A port from which on 10 ports for each of `nodes` nodes are free right now, and are given to no
 /// other test of this process, which may not have bound them yet.
 pub fn free_base_port(nodes: u16) -> u16 {
     static GIVEN: Mutex<Vec<Range<u16>>> = Mutex::new(Vec::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..1_000 {
-        // Below the range from which the system takes ports for outgoing connections.
-        let base = 10_000 + rand::random::<u16>() % 21_000;
+    let outgoing = outgoing_ports();
+    let overlap = |a: &Range<u16>, b: &Range<u16>| a.start < b.end && b.start < a.end;
+    for attempt in 0..1_000 {
+        let base = rand::random_range(10_000..60_000);
         let range = base..base + 10 * nodes;
-        if given.iter().any(|other| other.start < range.end && range.start < other.end) {
+        // Somewhere else only if there is nothing else.
+        let taken = attempt < 500 && overlap(&outgoing, &range);
+        if taken || given.iter().any(|other| overlap(other, &range)) {
             continue;
         }
         let ports = (0..nodes).flat_map(|i| (0..3).map(move |p| base + 10 * i + p));
