@@ -271,21 +271,22 @@ pub(super) enum Engine {
         copying: Option<Copying>,
     },
     /// Opened to be looked at: no row can be written.
-    Sealed(Looked),
+    Sealed(OpenFiles),
     Memory(MemoryDisk),
 }
 
-/// sled's files, of which no row is changed. sled's readers write all the same: they split and
-/// merge its nodes.
+/// sled's files, open. Also where no row is changed sled's readers write: they split and merge its
+/// nodes.
 #[derive(Debug)]
-pub(super) struct Looked {
+pub(super) struct OpenFiles {
     /// Before what it looks after.
     nudge: Nudge,
     db: Arc<Held<sled::Db>>,
+    /// Our own descriptor of sled's file.
     file: File,
 }
 
-impl Looked {
+impl OpenFiles {
     pub(super) fn new(db: sled::Db, path: &Path) -> Result<Self, DatabaseError> {
         let file = File::options().read(true).write(true).open(path);
         let file = file.map_err(DatabaseError::io("opening the database's file"))?;
@@ -294,8 +295,13 @@ impl Looked {
         Ok(Self { nudge, db, file })
     }
 
-    fn sync(&self) -> Result<(), DatabaseError> {
+    fn flush(&self) -> Result<(), DatabaseError> {
         self.nudge.during(|| self.db.flush())?;
+        Ok(())
+    }
+
+    /// The sync that sled leaves out.
+    fn sync_file(&self) -> Result<(), DatabaseError> {
         self.file.sync_data().map_err(DatabaseError::io("syncing the database"))
     }
 }
@@ -303,12 +309,8 @@ impl Looked {
 /// sled's files, open for writing.
 #[derive(Debug)]
 pub(super) struct Files {
-    /// Before what it looks after.
-    nudge: Nudge,
-    db: Arc<Held<sled::Db>>,
+    opened: OpenFiles,
     trees: Held<Vec<sled::Tree>>,
-    /// Our own descriptor of sled's file, for the sync that sled leaves out.
-    file: File,
     ahead: Ahead,
     turns: Turns,
     _writer: Writer,
@@ -335,19 +337,16 @@ impl Files {
         path: &Path,
         writer: Writer,
     ) -> Result<Self, DatabaseError> {
-        let opened = File::options().read(true).write(true).open(path);
-        let opened = opened.and_then(|file| Ok((file, Ahead::of(path, Instant::now())?)));
-        let (file, ahead) = opened.map_err(DatabaseError::io("opening the database's file"))?;
-        let (db, trees) = (Arc::new(Held::new(db)), Held::new(trees));
-        let nudge = Nudge::start(&db).map_err(DatabaseError::io("starting a thread"))?;
-        Ok(Self { nudge, db, trees, file, ahead, turns: Turns::default(), _writer: writer })
+        let ahead = Ahead::of(path, Instant::now()).map_err(DatabaseError::io("opening the database's file"))?;
+        let (opened, trees) = (OpenFiles::new(db, path)?, Held::new(trees));
+        Ok(Self { opened, trees, ahead, turns: Turns::default(), _writer: writer })
     }
 
     /// Lets those of sled's threads sleep that nobody needs, while nothing is being written. Fails
     /// if sled has failed in what a reader made it write.
     fn settle(&self) -> Result<(), DatabaseError> {
-        threads::settle(&self.db);
-        Ok(broken(&self.db)?)
+        threads::settle(&self.opened.db);
+        Ok(broken(&self.opened.db)?)
     }
 
     /// Makes the file longer than it has to be.
@@ -374,7 +373,7 @@ impl Files {
         };
         let _turn = self.turns.take();
         let transaction = || self.trees.as_slice().transaction(write);
-        let result: Result<(), TransactionError<()>> = self.nudge.during(transaction);
+        let result: Result<(), TransactionError<()>> = self.opened.nudge.during(transaction);
         result.map_err(|error| match error {
             TransactionError::Storage(error) => DatabaseError::Sled(error),
             TransactionError::Abort(()) => DatabaseError::corrupt("any", "the transaction was aborted"),
@@ -383,9 +382,9 @@ impl Files {
 
     pub(super) fn sync(&self) -> Result<(), DatabaseError> {
         let turn = self.turns.take();
-        self.nudge.during(|| self.db.flush())?;
+        self.opened.flush()?;
         drop(turn);
-        self.file.sync_data().map_err(DatabaseError::io("syncing the database"))
+        self.opened.sync_file()
     }
 }
 
@@ -414,7 +413,7 @@ impl Engine {
     pub(super) fn sync(&self) -> Result<(), DatabaseError> {
         match self {
             Self::Sled { files, .. } => files.sync(),
-            Self::Sealed(looked) => looked.sync(),
+            Self::Sealed(looked) => looked.flush().and_then(|()| looked.sync_file()),
             Self::Memory(disk) => disk.sync(),
         }
     }
@@ -589,7 +588,7 @@ mod tests {
         std::thread::spawn(move || {
             let Storage { engine, .. } = Storage::open(&path, 1 << 20).unwrap();
             let files = engine.into_files().unwrap();
-            threads::put_all_to_sleep(&files.db);
+            threads::put_all_to_sleep(&files.opened.db);
             write(&files);
             done.send(files.trees[TreeId::Utxos as usize].get(b"key").unwrap()).unwrap();
         });
@@ -610,7 +609,7 @@ mod tests {
     fn whoever_waits_for_a_thread_gets_one() {
         while_all_sleep(|files| {
             files.trees[TreeId::Utxos as usize].insert(b"key", b"value").unwrap();
-            files.db.flush().unwrap();
+            files.opened.db.flush().unwrap();
         });
     }
 
@@ -627,7 +626,7 @@ mod tests {
         engine.settle().unwrap();
         file.break_it();
         let Engine::Sled { files, .. } = &engine else { panic!("files") };
-        assert!(trees.get(TreeId::Utxos).count().is_err() || files.db.flush().is_err());
+        assert!(trees.get(TreeId::Utxos).count().is_err() || files.opened.db.flush().is_err());
         assert!(engine.settle().is_err());
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::codec::{RowChange, decode, encode};
-use super::engine::{Engine, Files, InPlace, Looked, Tree};
+use super::engine::{Engine, Files, InPlace, OpenFiles, Tree};
 use super::guard::{Guard, Stamp, sync_directory};
 use super::held::Held;
 use super::memory::MemoryDisk;
@@ -85,7 +85,7 @@ impl Storage {
             TreeId::ALL.into_iter().map(open).collect::<Result<Vec<_>, DatabaseError>>()
         })?;
         let trees = Trees::new(|id| trees[id as usize].clone());
-        let engine = Engine::Sealed(Looked::new(db, &sled_file(data_dir))?);
+        let engine = Engine::Sealed(OpenFiles::new(db, &sled_file(data_dir))?);
         Ok(Self { engine, trees, stamp: Guard::read(data_dir)? })
     }
 
